@@ -109,7 +109,10 @@ impl PhysRange {
     /// [`AddressError::Reversed`] if `end` is below `start`.
     pub const fn new(start: PhysAddr, end: PhysAddr) -> Result<Self, AddressError> {
         if end.0 < start.0 {
-            return Err(AddressError::Reversed { start: start.0, end: end.0 });
+            return Err(AddressError::Reversed {
+                start: start.0,
+                end: end.0,
+            });
         }
         Ok(Self { start, end })
     }
@@ -121,7 +124,10 @@ impl PhysRange {
     pub const fn from_size(start: PhysAddr, size_bytes: u64) -> Result<Self, AddressError> {
         match start.checked_add(size_bytes) {
             Some(end) => Ok(Self { start, end }),
-            None => Err(AddressError::Overflow { start: start.0, size_bytes }),
+            None => Err(AddressError::Overflow {
+                start: start.0,
+                size_bytes,
+            }),
         }
     }
 
@@ -176,9 +182,42 @@ impl PhysRange {
     #[must_use]
     pub const fn align_outward(self, alignment_bytes: u64) -> Option<Self> {
         match self.end.align_up(alignment_bytes) {
-            Some(end) => Some(Self { start: self.start.align_down(alignment_bytes), end }),
+            Some(end) => Some(Self {
+                start: self.start.align_down(alignment_bytes),
+                end,
+            }),
             None => None,
         }
+    }
+
+    /// The largest range with bounds at multiples of `alignment_bytes` (a power of two) that lies in
+    /// this one, or `None` if it holds none but the empty one.
+    #[must_use]
+    pub const fn align_inward(self, alignment_bytes: u64) -> Option<Self> {
+        let end = self.end.align_down(alignment_bytes);
+        match self.start.align_up(alignment_bytes) {
+            Some(start) if start.0 < end.0 => Some(Self { start, end }),
+            _ => None,
+        }
+    }
+
+    /// The bytes that both ranges share, or `None` if they share none.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Option<Self> {
+        if !self.overlaps(other) {
+            return None;
+        }
+        let start = if self.start.0 > other.start.0 {
+            self.start
+        } else {
+            other.start
+        };
+        let end = if self.end.0 < other.end.0 {
+            self.end
+        } else {
+            other.end
+        };
+        Some(Self { start, end })
     }
 }
 
