@@ -1,0 +1,270 @@
+// Entry, exit and exception vectors of the relocator.
+//
+// Entered by the first kernel with the MMU off, at EL1, at EL2 without E2H, or at EL2 with E2H, with
+// whatever the kernel left in every other register (it differs by version: SCTLR may still have
+// pointer authentication on, TCR may have DS, HA and HD set, TCR2 may have PIE set). So every control
+// register that matters is written whole, never changed bit by bit.
+//
+// Before the MMU is on: no stack, no store, no load but from the stage, which the first kernel has
+// cleaned to the point of coherency; after it is off again: no load at all.
+//
+// With E2H set, the _EL1 names reach the _EL2 registers (Arm ARM D24.1, "redirection"), in the EL1
+// layout. So there are two paths, not three: "two privileges" (EL1, and EL2 with E2H) and "one
+// privilege" (EL2 without).
+//
+// Register use from entry to exit:
+//   x19  counter at entry             x22  level: 1 EL1, 2 EL2, 3 EL2 with E2H
+//   x20  the stage                    x23  counter when the MMU was on
+//   x21  the hand-off block
+
+    .section .head, "ax"
+    .globl  _start
+    .type   _start, %function
+_start:
+    msr     daifset, #0xf
+    isb                                 // the counter must not be read early
+    mrs     x19, cntvct_el0
+    msr     spsel, #1
+    adr     x20, _start
+    add     x21, x20, #{HAND_OFF_OFFSET}
+
+    mov     x22, #1
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    1f
+    mov     x22, #2
+    mrs     x0, hcr_el2
+    tbz     x0, #34, 1f                 // HCR_EL2.E2H
+    mov     x22, #3
+1:
+    // The physical address size: what the CPU has, but no more than the tables were built for.
+    mrs     x1, id_aa64mmfr0_el1
+    and     x1, x1, #0xf                // PARange
+    ldr     x2, [x21, #{PHYSICAL_SIZE_MAX}]
+    cmp     x1, x2
+    csel    x1, x1, x2, lo
+    ldr     x3, [x21, #{MAIR}]
+    adr     x4, vectors
+    cmp     x22, #2
+    b.eq    one_privilege
+
+two_privileges:
+    msr     vbar_el1, x4
+    mov     x5, #(3 << 20)              // CPACR.FPEN (CPTR_EL2.FPEN with E2H): no trap
+    msr     cpacr_el1, x5
+    mrs     x5, S3_0_C0_C7_3            // ID_AA64MMFR3_EL1
+    tst     x5, #0xf                    // TCRX
+    b.eq    2f
+    msr     S3_0_C2_C0_3, xzr           // TCR2_EL1: with PIE set, AP and XN would not mean what we mean
+2:  ldr     x5, [x21, #{TCR_TWO_PRIVILEGES}]
+    orr     x5, x5, x1, lsl #32         // IPS
+    ldr     x6, [x21, #{TTBR_TWO_PRIVILEGES}]
+    msr     mair_el1, x3
+    msr     tcr_el1, x5
+    msr     ttbr0_el1, x6
+    isb
+    tlbi    vmalle1                     // global entries of the first kernel are live
+    cmp     x22, #3
+    b.ne    3f
+    tlbi    alle2
+3:  ic      iallu
+    dsb     nsh
+    isb
+    ldr     x5, =0x30d8180d             // RES1 | SPAN | WXN | I | SA | C | M
+    msr     sctlr_el1, x5
+    isb
+    b       mmu_on
+
+one_privilege:
+    msr     vbar_el2, x4
+    mov     x5, #0x33ff                 // CPTR_EL2: RES1, FP and SIMD not trapped
+    msr     cptr_el2, x5
+    mrs     x5, S3_0_C0_C7_3
+    tst     x5, #0xf
+    b.eq    4f
+    msr     S3_4_C2_C0_3, xzr           // TCR2_EL2
+4:  ldr     x5, [x21, #{TCR_ONE_PRIVILEGE}]
+    orr     x5, x5, x1, lsl #16         // PS
+    ldr     x6, [x21, #{TTBR_ONE_PRIVILEGE}]
+    msr     mair_el2, x3
+    msr     tcr_el2, x5
+    msr     ttbr0_el2, x6
+    isb
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x5, =0x30cd183d             // RES1 | WXN | I | SA | C | M
+    msr     sctlr_el2, x5
+    isb
+
+    .globl  mmu_on
+mmu_on:
+    mrs     x23, cntvct_el0
+    ldr     x0, [x21, #{STACK_END}]
+    mov     sp, x0
+    mov     x29, xzr
+    mov     x30, xzr
+    mov     x0, x21
+    mov     x1, x19
+    mov     x2, x23
+    mov     x3, x22
+    bl      relocator_main              // returns if and only if the next kernel may be entered
+
+    .globl  enter_kernel
+enter_kernel:
+    ldr     x24, [x21, #{KERNEL_ENTRY}]
+    ldr     x25, [x21, #{DEVICE_TREE}]
+    ldr     x5, =0x30500800             // SCTLR_EL1, MMU and caches off, as Linux itself leaves it
+    ldr     x6, =0x30c50830             // SCTLR_EL2 without E2H, the same
+    dsb     sy
+    cmp     x22, #2
+    b.eq    5f
+    isb                                 // erratum Falkor E1041: before M is cleared
+    msr     sctlr_el1, x5
+    isb
+    tlbi    vmalle1
+    cmp     x22, #3
+    b.ne    6f
+    tlbi    alle2
+    b       6f
+5:  isb
+    msr     sctlr_el2, x6
+    isb
+    tlbi    alle2
+6:  ic      iallu
+    dsb     nsh
+    isb
+    // booting.rst: x0 the device tree, x1 to x3 zero. The rest is not the next kernel's business.
+    mov     x0, x25
+    mov     x1, xzr
+    mov     x2, xzr
+    mov     x3, xzr
+    br      x24
+    .size   _start, . - _start
+    .ltorg
+
+// Sixteen vectors that all lead to one place; x0 says which it was.
+    .balign 2048
+    .globl  vectors
+vectors:
+    .set    index, 0
+    .rept   16
+    .balign 128
+    mov     x0, #index
+    b       exception
+    .set    index, index + 1
+    .endr
+
+// A second exception while the first is being reported: nothing can be trusted, so reset without a word.
+    .balign 2048
+last_vectors:
+    .rept   16
+    .balign 128
+    b       reset
+    .endr
+
+    .balign 2048
+    .type   exception, %function
+exception:
+    adr     x9, last_vectors
+    adr     x20, _start
+    add     x21, x20, #{HAND_OFF_OFFSET}
+    mrs     x10, CurrentEL
+    cmp     x10, #(2 << 2)
+    b.ne    1f
+    mrs     x10, hcr_el2
+    tbnz    x10, #34, 1f
+    msr     vbar_el2, x9
+    mrs     x1, esr_el2
+    mrs     x2, elr_el2
+    mrs     x3, far_el2
+    mrs     x11, sctlr_el2
+    b       2f
+1:  msr     vbar_el1, x9
+    mrs     x1, esr_el1
+    mrs     x2, elr_el1
+    mrs     x3, far_el1
+    mrs     x11, sctlr_el1
+2:  isb
+    tbz     x11, #0, early              // the MMU is off: no Rust
+    ldr     x9, [x21, #{STACK_END}]
+    mov     sp, x9
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      relocator_exception
+    b       reset
+
+// The MMU is off: a fixed line, then reset. x12 UART, x13 the byte register, x14 the status register.
+early:
+    ldr     x9, [x21, #{UART_KIND}]
+    ldr     x12, [x21, #{UART_BASE}]
+    cbz     x9, reset
+    adr     x15, early_line
+3:  ldrb    w1, [x15], #1
+    cbz     w1, reset
+    mov     x16, #0x100000              // polls before a byte is given up
+    cmp     x9, #1
+    b.ne    5f
+4:  ldr     w2, [x12, #0x18]            // PL011: UARTFR.TXFF
+    tbz     w2, #5, 8f
+    subs    x16, x16, #1
+    b.ne    4b
+    b       reset
+8:  str     w1, [x12]
+    b       3b
+5:  ldr     x13, [x21, #{UART_REG_SHIFT}]
+    mov     x14, #5                     // 8250: LSR
+    lsl     x14, x14, x13
+    ldr     x13, [x21, #{UART_WIDTH_BYTES}]
+6:  cmp     x13, #4
+    b.eq    7f
+    ldrb    w2, [x12, x14]
+    tbnz    w2, #5, 9f                  // THRE
+    subs    x16, x16, #1
+    b.ne    6b
+    b       reset
+9:  strb    w1, [x12]
+    b       3b
+7:  ldr     w2, [x12, x14]
+    tbnz    w2, #5, 10f
+    subs    x16, x16, #1
+    b.ne    7b
+    b       reset
+10: str     w1, [x12]
+    b       3b
+
+// PSCI SYSTEM_RESET, and SYSTEM_OFF should that return. From EL2 always by SMC: HVC would go to our own
+// vectors.
+    .globl  reset
+    .type   reset, %function
+reset:
+    adr     x21, _start
+    add     x21, x21, #{HAND_OFF_OFFSET}
+    ldr     x9, [x21, #{PSCI_CONDUIT}]
+    mrs     x10, CurrentEL
+    cmp     x10, #(2 << 2)
+    csinc   x9, x9, xzr, ne             // at EL2: 1, SMC
+    ldr     w19, =0x84000009            // SYSTEM_RESET
+1:  mov     w0, w19
+    mov     x1, xzr
+    mov     x2, xzr
+    mov     x3, xzr
+    cmp     x9, #1
+    b.eq    2f
+    cmp     x9, #2
+    b.ne    4f                          // no PSCI: nothing that could be called
+    hvc     #0
+    b       3f
+2:  smc     #0
+3:  ldr     w0, =0x84000008             // SYSTEM_OFF
+    cmp     w19, w0
+    mov     w19, w0
+    b.ne    1b
+4:  wfe
+    b       4b
+    .ltorg
+
+early_line:
+    .asciz  "kleap: hand-over stopped: exception before the MMU was on; resetting\r\n"
+    .balign 4

@@ -1,0 +1,304 @@
+//! The bare program: the machine as it is, for [`kleap_relocator::relocate`].
+//!
+//! Single CPU, no interrupts, no allocation, no writable statics, no atomics that read and write
+//! (their outline helpers do not exist here). The MMU and the caches are on in every line of this
+//! file; `entry.S` sees to that.
+#![no_std]
+#![no_main]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+use core::arch::{asm, global_asm};
+use core::fmt::Write;
+use core::ptr::{read_volatile, write_volatile};
+use kleap_relocator::abi::{
+    HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HandOff, Redistributors, Uart, word,
+};
+use kleap_relocator::crc32c;
+use kleap_relocator::failure::Failure;
+use kleap_relocator::relocate::{Entry, LpiOutcome, Machine, relocate};
+use kleap_relocator::timeline::Level;
+
+global_asm!(
+    include_str!("entry.S"),
+    HAND_OFF_OFFSET = const HAND_OFF_OFFSET_BYTES,
+    PHYSICAL_SIZE_MAX = const word::PHYSICAL_SIZE_MAX * 8,
+    MAIR = const word::MAIR * 8,
+    TCR_TWO_PRIVILEGES = const word::TCR_TWO_PRIVILEGES * 8,
+    TTBR_TWO_PRIVILEGES = const word::TTBR_TWO_PRIVILEGES * 8,
+    TCR_ONE_PRIVILEGE = const word::TCR_ONE_PRIVILEGE * 8,
+    TTBR_ONE_PRIVILEGE = const word::TTBR_ONE_PRIVILEGE * 8,
+    STACK_END = const word::STACK_END * 8,
+    KERNEL_ENTRY = const word::KERNEL_ENTRY * 8,
+    DEVICE_TREE = const word::DEVICE_TREE * 8,
+    UART_KIND = const word::UART_KIND * 8,
+    UART_BASE = const word::UART_BASE * 8,
+    UART_REG_SHIFT = const word::UART_REG_SHIFT * 8,
+    UART_WIDTH_BYTES = const word::UART_WIDTH_BYTES * 8,
+    PSCI_CONDUIT = const word::PSCI_CONDUIT * 8,
+);
+global_asm!(include_str!("mem.S"));
+
+unsafe extern "C" {
+    /// Resets the machine through PSCI (`entry.S`).
+    fn reset() -> !;
+}
+
+/// Polls of a device before it is given up: long enough for a byte at 300 baud on any CPU, and an end.
+const POLLS_MAX: u32 = 1 << 24;
+
+/// Reads a system register.
+macro_rules! sysreg {
+    ($name:literal) => {{
+        let value: u64;
+        // SAFETY: reads an identification or counter register, which has no side effect and is
+        // accessible at EL1 and EL2.
+        unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack)) };
+        value
+    }};
+}
+
+/// A field of four bits of an identification register.
+const fn field(register: u64, lowest_bit: u32) -> u64 {
+    (register >> lowest_bit) & 0xf
+}
+
+/// The real machine.
+struct Hardware {
+    crc_instructions: bool,
+    /// Smallest data cache line of the system, bytes.
+    line_bytes: u64,
+}
+
+impl Hardware {
+    fn probe() -> Self {
+        Self {
+            crc_instructions: field(sysreg!("id_aa64isar0_el1"), 16) != 0,
+            line_bytes: 4 << field(sysreg!("ctr_el0"), 16), // CTR_EL0.DminLine, log2 of words
+        }
+    }
+}
+
+/// Memory that the tables map, as a slice.
+///
+/// # Safety
+/// `[start, start + size_bytes)` is mapped as Normal memory and nothing writes to it meanwhile.
+unsafe fn memory<'a>(start: u64, size_bytes: u64) -> &'a [u8] {
+    // SAFETY: the caller's promise; an unmapped byte is an exception, reported as such.
+    unsafe { core::slice::from_raw_parts(start as *const u8, size_bytes as usize) }
+}
+
+impl Machine for Hardware {
+    fn counter(&mut self) -> u64 {
+        let value: u64;
+        // SAFETY: the counter has no side effect; the barriers keep it from being read before what was
+        // done earlier is done.
+        unsafe { asm!("dsb sy", "isb", "mrs {}, cntvct_el0", out(reg) value, options(nostack)) };
+        value
+    }
+
+    fn frequency_hz(&mut self) -> u64 {
+        sysreg!("cntfrq_el0")
+    }
+
+    fn supports_page_size(&mut self, page_size_bytes: u64) -> bool {
+        // Arm ARM D24.2.64, ID_AA64MMFR0_EL1; the same bounds as Linux' sysreg.h.
+        let features = sysreg!("id_aa64mmfr0_el1");
+        match page_size_bytes {
+            4096 => field(features, 28) <= 7,  // TGran4
+            16384 => field(features, 20) != 0, // TGran16
+            65536 => field(features, 24) <= 7, // TGran64
+            _ => false,
+        }
+    }
+
+    fn disable_lpis(&mut self, region: Redistributors) -> LpiOutcome {
+        const GICR_CTLR: u64 = 0x0;
+        const GICR_TYPER: u64 = 0x8;
+        const ENABLE_LPIS: u32 = 1 << 0;
+        const RWP: u32 = 1 << 3;
+        const TYPER_PLPIS: u64 = 1 << 0;
+        const TYPER_VLPIS: u64 = 1 << 1;
+        const TYPER_LAST: u64 = 1 << 4;
+        let mut outcome = LpiOutcome::default();
+        let mut offset = 0;
+        // A frame is 128 KiB (RD_base, SGI_base), twice that with virtual LPIs (GICv4).
+        while offset + 0x2_0000 <= region.size_bytes {
+            let frame = region.start + offset;
+            // SAFETY: the frame lies in the region, which the tables map as Device memory.
+            let typer = unsafe { read_volatile((frame + GICR_TYPER) as *const u64) };
+            outcome.redistributors += 1;
+            if typer & TYPER_PLPIS != 0 {
+                let control = (frame + GICR_CTLR) as *mut u32;
+                // SAFETY: as above.
+                let before = unsafe { read_volatile(control) };
+                if before & ENABLE_LPIS != 0 {
+                    // SAFETY: as above; clearing the bit stops this redistributor's accesses to its
+                    // tables (IHI 0069, GICR_CTLR).
+                    unsafe { write_volatile(control, before & !ENABLE_LPIS) };
+                    let mut polls = 0;
+                    let mut after;
+                    loop {
+                        // SAFETY: as above.
+                        after = unsafe { read_volatile(control) };
+                        polls += 1;
+                        if after & RWP == 0 || polls == POLLS_MAX {
+                            break;
+                        }
+                    }
+                    if after & (ENABLE_LPIS | RWP) == 0 {
+                        outcome.disabled += 1;
+                    } else {
+                        outcome.stuck += 1;
+                    }
+                }
+            }
+            if typer & TYPER_LAST != 0 {
+                break;
+            }
+            offset += match region.stride_bytes {
+                0 if typer & TYPER_VLPIS != 0 => 0x4_0000,
+                0 => 0x2_0000,
+                stride_bytes => stride_bytes,
+            };
+        }
+        outcome
+    }
+
+    fn copy(&mut self, target: u64, source: u64, size_bytes: u64) {
+        // SAFETY: `relocate` has checked that the two do not overlap and that the target is not the
+        // stage; the tables map the source for reading and the target for writing, or it is an
+        // exception. No Rust object lives in either.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                source as *const u8,
+                target as *mut u8,
+                size_bytes as usize,
+            );
+        }
+    }
+
+    fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32 {
+        // SAFETY: pieces are mapped; one CPU, interrupts masked: nothing else writes.
+        let bytes = unsafe { memory(start, size_bytes) };
+        if self.crc_instructions {
+            // SAFETY: `probe` has read ID_AA64ISAR0_EL1.CRC32.
+            unsafe { crc32c::update_with_instructions(0, bytes) }
+        } else {
+            crc32c::update(0, bytes)
+        }
+    }
+
+    fn has_crc_instructions(&mut self) -> bool {
+        self.crc_instructions
+    }
+
+    fn clean(&mut self, start: u64, size_bytes: u64) {
+        let mut line = start & !(self.line_bytes - 1);
+        while line < start + size_bytes {
+            // SAFETY: cleaning a line changes no content; the range is mapped.
+            unsafe { asm!("dc civac, {}", in(reg) line, options(nostack)) };
+            line += self.line_bytes;
+        }
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb sy", options(nostack)) };
+    }
+
+    fn write(&mut self, start: u64, bytes: &[u8]) {
+        // SAFETY: the command reserved these bytes in the device tree, which is mapped for writing.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), start as *mut u8, bytes.len()) };
+    }
+}
+
+/// The console, as the first kernel left it.
+struct Console(Option<Uart>);
+
+impl Console {
+    fn put(&self, byte: u8) {
+        match self.0 {
+            None => {}
+            Some(Uart::Pl011 { base }) => {
+                for _ in 0..POLLS_MAX {
+                    // SAFETY: UARTFR of a PL011 that the tables map as Device memory.
+                    if unsafe { read_volatile((base + 0x18) as *const u32) } & (1 << 5) == 0 {
+                        break;
+                    }
+                }
+                // SAFETY: UARTDR of the same.
+                unsafe { write_volatile(base as *mut u32, u32::from(byte)) };
+            }
+            Some(Uart::Ns16550 { base, reg_shift, width_bytes }) => {
+                let status = base + (5 << reg_shift);
+                for _ in 0..POLLS_MAX {
+                    let line_status = if width_bytes == 4 {
+                        // SAFETY: LSR of an 8250 that the tables map as Device memory.
+                        unsafe { read_volatile(status as *const u32) }
+                    } else {
+                        // SAFETY: as above.
+                        u32::from(unsafe { read_volatile(status as *const u8) })
+                    };
+                    if line_status & (1 << 5) != 0 {
+                        break;
+                    }
+                }
+                if width_bytes == 4 {
+                    // SAFETY: THR of the same.
+                    unsafe { write_volatile(base as *mut u32, u32::from(byte)) };
+                } else {
+                    // SAFETY: as above.
+                    unsafe { write_volatile(base as *mut u8, byte) };
+                }
+            }
+        }
+    }
+}
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        text.bytes().for_each(|byte| self.put(byte));
+        Ok(())
+    }
+}
+
+/// The hand-off block, as bytes.
+fn block<'a>() -> &'a [u8] {
+    let start: u64;
+    // SAFETY: `_start` is the first byte of the stage (link.ld).
+    unsafe { asm!("adr {}, _start", out(reg) start, options(nomem, nostack)) };
+    let start = start + HAND_OFF_OFFSET_BYTES;
+    // SAFETY: the second word of the block is within the first page of the hand-off, always mapped.
+    let said = unsafe { read_volatile((start + word::SIZE_BYTES as u64 * 8) as *const u64) };
+    // SAFETY: at most what the tables map, if the word is right; if it is not, the read of an unmapped
+    // byte is an exception, which is reported.
+    unsafe { memory(start, said.min(HAND_OFF_MAX_BYTES)) }
+}
+
+/// Says why, and resets.
+fn stop(failure: Failure) -> ! {
+    // The console comes from the same block that may be broken: without a sound block, keep quiet.
+    let uart = HandOff::decode(block()).ok().and_then(|hand_off| hand_off.header.uart);
+    let mut console = Console(uart);
+    let _ = write!(console, "\r\n{failure}\r\n");
+    // SAFETY: resets the machine.
+    unsafe { reset() }
+}
+
+/// Called by `entry.S` with the MMU on; returns if and only if the next kernel may be entered.
+#[unsafe(no_mangle)]
+extern "C" fn relocator_main(_block: u64, entered: u64, mmu_on: u64, level: u64) {
+    let level = Level::from_code(level).unwrap_or_default();
+    let entry = Entry { entered, mmu_on, level };
+    if let Err(failure) = relocate(block(), entry, &mut Hardware::probe()) {
+        stop(failure);
+    }
+}
+
+/// Called by `entry.S` for every exception taken with the MMU on.
+#[unsafe(no_mangle)]
+extern "C" fn relocator_exception(vector: u64, syndrome: u64, at: u64, fault_address: u64) -> ! {
+    stop(Failure::Exception { vector, syndrome, at, fault_address })
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    stop(Failure::Panic { line: info.location().map_or(0, core::panic::Location::line) })
+}

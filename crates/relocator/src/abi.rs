@@ -1,0 +1,763 @@
+//! The hand-off: what the command tells the relocator.
+//!
+//! # The stage
+//!
+//! One physically contiguous piece of memory, [`STAGE_ALIGNMENT_BYTES`]-aligned, given to
+//! `kexec_load(2)` as its only segment, so that the first kernel itself cleans it to the point of
+//! coherency: it is used before the MMU is on.
+//!
+//! ```text
+//! offset    what                             mapped
+//! 0         the program (text, constants)    read, execute
+//! 64 KiB    stack                            read, write
+//! 128 KiB   the hand-off, then the tables    read
+//! ```
+//!
+//! # The hand-off block
+//!
+//! Little-endian 64-bit words, nothing else: a header of [`HEADER_WORDS`] words at the indices in
+//! [`word`], then the pieces, the moves and the redistributor regions. Words were chosen over a
+//! `repr(C)` structure because the assembly, the bare program, the command and the fuzzer must all
+//! agree on the layout, and with words there is none to disagree about; decoding needs no `unsafe`.
+//!
+//! The block ends with nothing; its CRC32C ([`word::CRC32C`]) covers all of it, that word read as zero.
+
+use crate::crc32c;
+
+/// Alignment of the stage: the largest granule, so that every part can have its own permissions
+/// whatever the granule.
+pub const STAGE_ALIGNMENT_BYTES: u64 = 64 * 1024;
+/// Most bytes of program, constants included.
+pub const PROGRAM_MAX_BYTES: u64 = 64 * 1024;
+/// Offset of the stack in the stage.
+pub const STACK_OFFSET_BYTES: u64 = PROGRAM_MAX_BYTES;
+/// Size of the stack.
+pub const STACK_SIZE_BYTES: u64 = 64 * 1024;
+/// Offset of the hand-off block in the stage.
+pub const HAND_OFF_OFFSET_BYTES: u64 = STACK_OFFSET_BYTES + STACK_SIZE_BYTES;
+/// Most bytes of hand-off block.
+pub const HAND_OFF_MAX_BYTES: u64 = 1024 * 1024;
+
+/// First word of the block: `KLEAPHO1` in ASCII, first letter in the lowest byte.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"KLEAPHO1");
+
+/// Most pieces in a hand-off.
+pub const PIECES_MAX: usize = 16;
+/// Most moves in a hand-off.
+pub const MOVES_MAX: usize = 32 * 1024;
+/// Most redistributor regions in a hand-off.
+pub const REDISTRIBUTORS_MAX: usize = 64;
+
+/// Words of a [`Piece`].
+pub const PIECE_WORDS: usize = 5;
+/// Words of a [`Move`].
+pub const MOVE_WORDS: usize = 3;
+/// Words of a [`Redistributors`].
+pub const REDISTRIBUTORS_WORDS: usize = 3;
+
+/// Index of each header word. Addresses are physical, in bytes.
+pub mod word {
+    /// [`super::MAGIC`].
+    pub const MAGIC: usize = 0;
+    /// Size of the whole block, bytes.
+    pub const SIZE_BYTES: usize = 1;
+    /// CRC32C of the whole block, this word taken as zero.
+    pub const CRC32C: usize = 2;
+    /// Address of the stage.
+    pub const STAGE: usize = 3;
+    /// Address after the stack; the stack pointer starts here.
+    pub const STACK_END: usize = 4;
+    /// `MAIR_ELx`.
+    pub const MAIR: usize = 5;
+    /// `TCR_EL1` format, for EL1 and for EL2 with E2H; IPS is filled in by the relocator.
+    pub const TCR_TWO_PRIVILEGES: usize = 6;
+    /// `TTBR0_ELx` for EL1 and for EL2 with E2H.
+    pub const TTBR_TWO_PRIVILEGES: usize = 7;
+    /// `TCR_EL2` format, for EL2 without E2H; PS is filled in by the relocator.
+    pub const TCR_ONE_PRIVILEGE: usize = 8;
+    /// `TTBR0_EL2` for EL2 without E2H.
+    pub const TTBR_ONE_PRIVILEGE: usize = 9;
+    /// Most that IPS or PS may be: 5 (48 bits) or 6 (52 bits); the CPU's own limit goes before.
+    pub const PHYSICAL_SIZE_MAX: usize = 10;
+    /// Entry of the next kernel.
+    pub const KERNEL_ENTRY: usize = 11;
+    /// Device tree for the next kernel.
+    pub const DEVICE_TREE: usize = 12;
+    /// Where the timeline is to be written, or 0.
+    pub const TIMELINE: usize = 13;
+    /// `CNTVCT_EL0` when `exec` was asked for.
+    pub const EXEC_REQUESTED: usize = 14;
+    /// UART: 0 none, 1 PL011, 2 8250 family.
+    pub const UART_KIND: usize = 15;
+    /// UART: address of its registers.
+    pub const UART_BASE: usize = 16;
+    /// UART, 8250 family: log2 of the distance between registers, bytes.
+    pub const UART_REG_SHIFT: usize = 17;
+    /// UART, 8250 family: width of an access, 1 or 4 bytes.
+    pub const UART_WIDTH_BYTES: usize = 18;
+    /// PSCI: 0 none, 1 SMC, 2 HVC. At EL2 it is always SMC.
+    pub const PSCI_CONDUIT: usize = 19;
+    /// Page size the next kernel was built for, bytes, or 0 if its header does not say.
+    pub const KERNEL_PAGE_SIZE_BYTES: usize = 20;
+    /// Tables of the two-privileges set, count.
+    pub const TABLES_TWO_PRIVILEGES: usize = 21;
+    /// Tables of the one-privilege set, count.
+    pub const TABLES_ONE_PRIVILEGE: usize = 22;
+    /// Size of a table, bytes.
+    pub const TABLE_SIZE_BYTES: usize = 23;
+    /// Pieces, count.
+    pub const PIECES: usize = 24;
+    /// Moves, count.
+    pub const MOVES: usize = 25;
+    /// Redistributor regions, count.
+    pub const REDISTRIBUTORS: usize = 26;
+    /// Size of the stage, bytes.
+    pub const STAGE_SIZE_BYTES: usize = 27;
+}
+
+/// Words of the header.
+pub const HEADER_WORDS: usize = 32;
+
+/// What a [`Piece`] is; it names the piece in the line that is printed when its digest is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PieceKind {
+    /// The kernel Image.
+    Image,
+    /// The initial RAM disk.
+    Initrd,
+    /// The device tree.
+    DeviceTree,
+    /// The translation tables.
+    Tables,
+    /// The relocator itself.
+    Program,
+}
+
+impl PieceKind {
+    /// The number that stands for it in the hand-off.
+    #[must_use]
+    pub const fn code(self) -> u64 {
+        match self {
+            Self::Image => 1,
+            Self::Initrd => 2,
+            Self::DeviceTree => 3,
+            Self::Tables => 4,
+            Self::Program => 5,
+        }
+    }
+
+    const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            1 => Some(Self::Image),
+            2 => Some(Self::Initrd),
+            3 => Some(Self::DeviceTree),
+            4 => Some(Self::Tables),
+            5 => Some(Self::Program),
+            _ => None,
+        }
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Image => "Image",
+            Self::Initrd => "initrd",
+            Self::DeviceTree => "device tree",
+            Self::Tables => "translation tables",
+            Self::Program => "relocator",
+        }
+    }
+}
+
+/// Bytes that the next kernel (or the relocator) will use, in their final place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// What it is.
+    pub kind: PieceKind,
+    /// First byte, physical address.
+    pub start: u64,
+    /// Bytes that are verified.
+    pub size_bytes: u64,
+    /// CRC32C of those bytes.
+    pub crc32c: u32,
+    /// Bytes from `start` that are cleaned (and invalidated) to the point of coherency. For the Image
+    /// that is its `image_size`, BSS included: the next kernel writes there with the MMU off.
+    pub clean_size_bytes: u64,
+}
+
+/// One copy. Source and target do not overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Where the bytes go, physical address.
+    pub target: u64,
+    /// Where the bytes are, physical address.
+    pub source: u64,
+    /// How many.
+    pub size_bytes: u64,
+}
+
+/// A region of GICv3 redistributor frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Redistributors {
+    /// First byte, physical address.
+    pub start: u64,
+    /// Size of the region, bytes.
+    pub size_bytes: u64,
+    /// Distance between frames, bytes, or 0 for the architecture's own.
+    pub stride_bytes: u64,
+}
+
+/// The console UART, already set up by the first kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uart {
+    /// Arm PL011 or SBSA UART.
+    Pl011 {
+        /// Physical address of its registers.
+        base: u64,
+    },
+    /// 8250 family.
+    Ns16550 {
+        /// Physical address of its first register.
+        base: u64,
+        /// log2 of the distance between registers, bytes.
+        reg_shift: u64,
+        /// Width of an access: 1 or 4 bytes.
+        width_bytes: u64,
+    },
+}
+
+impl Uart {
+    /// Physical address of the registers.
+    #[must_use]
+    pub const fn base(self) -> u64 {
+        match self {
+            Self::Pl011 { base } | Self::Ns16550 { base, .. } => base,
+        }
+    }
+}
+
+/// How PSCI is called from EL1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conduit {
+    /// `SMC #0`.
+    Smc,
+    /// `HVC #0`.
+    Hvc,
+}
+
+/// The header of a hand-off, decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// See [`word::STAGE`].
+    pub stage: u64,
+    /// See [`word::STAGE_SIZE_BYTES`].
+    pub stage_size_bytes: u64,
+    /// See [`word::MAIR`].
+    pub mair: u64,
+    /// See [`word::TCR_TWO_PRIVILEGES`].
+    pub tcr_two_privileges: u64,
+    /// See [`word::TTBR_TWO_PRIVILEGES`].
+    pub ttbr_two_privileges: u64,
+    /// See [`word::TCR_ONE_PRIVILEGE`].
+    pub tcr_one_privilege: u64,
+    /// See [`word::TTBR_ONE_PRIVILEGE`].
+    pub ttbr_one_privilege: u64,
+    /// See [`word::PHYSICAL_SIZE_MAX`].
+    pub physical_size_max: u64,
+    /// See [`word::KERNEL_ENTRY`].
+    pub kernel_entry: u64,
+    /// See [`word::DEVICE_TREE`].
+    pub device_tree: u64,
+    /// See [`word::TIMELINE`].
+    pub timeline: Option<u64>,
+    /// See [`word::EXEC_REQUESTED`].
+    pub exec_requested: u64,
+    /// The console.
+    pub uart: Option<Uart>,
+    /// How the machine is reset.
+    pub psci: Option<Conduit>,
+    /// See [`word::KERNEL_PAGE_SIZE_BYTES`].
+    pub kernel_page_size_bytes: u64,
+    /// See [`word::TABLES_TWO_PRIVILEGES`].
+    pub tables_two_privileges: u64,
+    /// See [`word::TABLES_ONE_PRIVILEGE`].
+    pub tables_one_privilege: u64,
+    /// See [`word::TABLE_SIZE_BYTES`].
+    pub table_size_bytes: u64,
+}
+
+/// Why a hand-off block cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(thiserror::Error))]
+#[cfg_attr(feature = "host", error("hand-off block: {} ({value:#x})", self.what()))]
+pub struct HandOffError {
+    /// Which rule it breaks.
+    pub rule: Rule,
+    /// The offending value.
+    pub value: u64,
+}
+
+/// The rules of a hand-off block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// The first word is the magic number.
+    Magic,
+    /// The size is the header's plus the arrays', and within what is there.
+    Size,
+    /// The CRC32C is right.
+    Digest,
+    /// A count is within its limit.
+    Count,
+    /// An enumerated word has a known value.
+    Code,
+    /// A range does not run over the end of the address space.
+    Range,
+    /// The stage is where the block says it is.
+    Stage,
+}
+
+impl HandOffError {
+    /// The rule in words.
+    #[must_use]
+    pub const fn what(self) -> &'static str {
+        match self.rule {
+            Rule::Magic => "bad magic number",
+            Rule::Size => "bad size",
+            Rule::Digest => "bad digest",
+            Rule::Count => "count over its limit",
+            Rule::Code => "unknown code",
+            Rule::Range => "range over the end of the address space",
+            Rule::Stage => "not where it says it is",
+        }
+    }
+}
+
+const fn refuse<T>(rule: Rule, value: u64) -> Result<T, HandOffError> {
+    Err(HandOffError { rule, value })
+}
+
+/// A hand-off block that was checked as a whole; see [`HandOff::decode`].
+#[derive(Debug, Clone, Copy)]
+pub struct HandOff<'a> {
+    /// The header.
+    pub header: Header,
+    pieces: &'a [u8],
+    moves: &'a [u8],
+    redistributors: &'a [u8],
+}
+
+fn read_word(bytes: &[u8], index: usize) -> u64 {
+    let Some(slot) = bytes
+        .get(index * 8..)
+        .and_then(|rest| rest.first_chunk::<8>())
+    else {
+        return 0;
+    };
+    u64::from_le_bytes(*slot)
+}
+
+/// CRC32C of a block, its own digest word taken as zero. `block` is at least a header long.
+fn block_crc32c(block: &[u8]) -> u32 {
+    let digest_at = word::CRC32C * 8;
+    let (before, rest) = block.split_at(digest_at);
+    let (_, after) = rest.split_at(8);
+    crc32c::update(crc32c::update(crc32c::update(0, before), &[0; 8]), after)
+}
+
+impl<'a> HandOff<'a> {
+    /// Reads a block. `bytes` may be longer than the block, as the memory it lies in is.
+    ///
+    /// Everything that the relocator will rely on is checked here, once, before anything is touched:
+    /// the command made the block, but since then it has been through a reboot.
+    ///
+    /// # Errors
+    /// [`HandOffError`] with the first rule that is broken.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, HandOffError> {
+        if bytes.len() < HEADER_WORDS * 8 {
+            return refuse(Rule::Size, bytes.len() as u64);
+        }
+        let header_word = |index| read_word(bytes, index);
+        if header_word(word::MAGIC) != MAGIC {
+            return refuse(Rule::Magic, header_word(word::MAGIC));
+        }
+        let count = |index, max: usize| match usize::try_from(header_word(index)) {
+            Ok(count) if count <= max => Ok(count),
+            _ => refuse(Rule::Count, header_word(index)),
+        };
+        let piece_bytes = count(word::PIECES, PIECES_MAX)? * PIECE_WORDS * 8;
+        let move_bytes = count(word::MOVES, MOVES_MAX)? * MOVE_WORDS * 8;
+        let redistributor_bytes =
+            count(word::REDISTRIBUTORS, REDISTRIBUTORS_MAX)? * REDISTRIBUTORS_WORDS * 8;
+        let size_bytes = HEADER_WORDS * 8 + piece_bytes + move_bytes + redistributor_bytes;
+        if header_word(word::SIZE_BYTES) != size_bytes as u64
+            || size_bytes as u64 > HAND_OFF_MAX_BYTES
+        {
+            return refuse(Rule::Size, header_word(word::SIZE_BYTES));
+        }
+        let Some(block) = bytes.get(..size_bytes) else {
+            return refuse(Rule::Size, size_bytes as u64);
+        };
+        if u64::from(block_crc32c(block)) != header_word(word::CRC32C) {
+            return refuse(Rule::Digest, u64::from(block_crc32c(block)));
+        }
+        let (_, arrays) = block.split_at(HEADER_WORDS * 8);
+        let (pieces, rest) = arrays.split_at(piece_bytes);
+        let (moves, redistributors) = rest.split_at(move_bytes);
+        let hand_off = Self {
+            header: decode_header(&header_word)?,
+            pieces,
+            moves,
+            redistributors,
+        };
+        hand_off.check_arrays()?;
+        Ok(hand_off)
+    }
+
+    fn check_arrays(&self) -> Result<(), HandOffError> {
+        for index in 0..self.pieces.len() / (PIECE_WORDS * 8) {
+            let at = |offset| read_word(self.pieces, index * PIECE_WORDS + offset);
+            if PieceKind::from_code(at(0)).is_none() {
+                return refuse(Rule::Code, at(0));
+            }
+            if at(1).checked_add(at(2).max(at(4))).is_none() {
+                return refuse(Rule::Range, at(1));
+            }
+            if u32::try_from(at(3)).is_err() {
+                return refuse(Rule::Digest, at(3));
+            }
+        }
+        for copy in self.moves() {
+            if copy.target.checked_add(copy.size_bytes).is_none()
+                || copy.source.checked_add(copy.size_bytes).is_none()
+            {
+                return refuse(Rule::Range, copy.target);
+            }
+        }
+        for region in self.redistributors() {
+            if region.start.checked_add(region.size_bytes).is_none() {
+                return refuse(Rule::Range, region.start);
+            }
+        }
+        Ok(())
+    }
+
+    /// The pieces.
+    pub fn pieces(&self) -> impl ExactSizeIterator<Item = Piece> + '_ {
+        let pieces = self.pieces;
+        (0..pieces.len() / (PIECE_WORDS * 8)).map(move |index| {
+            let at = |offset| read_word(pieces, index * PIECE_WORDS + offset);
+            Piece {
+                // `check_arrays` has seen every code; `Program` stands for what cannot be.
+                kind: PieceKind::from_code(at(0)).unwrap_or(PieceKind::Program),
+                start: at(1),
+                size_bytes: at(2),
+                crc32c: (at(3) & 0xffff_ffff) as u32,
+                clean_size_bytes: at(4),
+            }
+        })
+    }
+
+    /// The moves, in the order in which they are to be made.
+    pub fn moves(&self) -> impl ExactSizeIterator<Item = Move> + '_ {
+        let moves = self.moves;
+        (0..moves.len() / (MOVE_WORDS * 8)).map(move |index| {
+            let at = |offset| read_word(moves, index * MOVE_WORDS + offset);
+            Move {
+                target: at(0),
+                source: at(1),
+                size_bytes: at(2),
+            }
+        })
+    }
+
+    /// The regions of redistributor frames.
+    pub fn redistributors(&self) -> impl ExactSizeIterator<Item = Redistributors> + '_ {
+        let regions = self.redistributors;
+        (0..regions.len() / (REDISTRIBUTORS_WORDS * 8)).map(move |index| {
+            let at = |offset| read_word(regions, index * REDISTRIBUTORS_WORDS + offset);
+            Redistributors {
+                start: at(0),
+                size_bytes: at(1),
+                stride_bytes: at(2),
+            }
+        })
+    }
+}
+
+fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
+    let uart = match at(word::UART_KIND) {
+        0 => None,
+        1 => Some(Uart::Pl011 {
+            base: at(word::UART_BASE),
+        }),
+        2 if at(word::UART_REG_SHIFT) <= 4 && matches!(at(word::UART_WIDTH_BYTES), 1 | 4) => {
+            Some(Uart::Ns16550 {
+                base: at(word::UART_BASE),
+                reg_shift: at(word::UART_REG_SHIFT),
+                width_bytes: at(word::UART_WIDTH_BYTES),
+            })
+        }
+        other => return refuse(Rule::Code, other),
+    };
+    let psci = match at(word::PSCI_CONDUIT) {
+        0 => None,
+        1 => Some(Conduit::Smc),
+        2 => Some(Conduit::Hvc),
+        other => return refuse(Rule::Code, other),
+    };
+    let stage = at(word::STAGE);
+    let stage_size_bytes = at(word::STAGE_SIZE_BYTES);
+    if stage.checked_add(stage_size_bytes).is_none() {
+        return refuse(Rule::Range, stage);
+    }
+    if at(word::STACK_END) != stage.wrapping_add(HAND_OFF_OFFSET_BYTES) {
+        return refuse(Rule::Stage, at(word::STACK_END));
+    }
+    Ok(Header {
+        stage,
+        stage_size_bytes,
+        mair: at(word::MAIR),
+        tcr_two_privileges: at(word::TCR_TWO_PRIVILEGES),
+        ttbr_two_privileges: at(word::TTBR_TWO_PRIVILEGES),
+        tcr_one_privilege: at(word::TCR_ONE_PRIVILEGE),
+        ttbr_one_privilege: at(word::TTBR_ONE_PRIVILEGE),
+        physical_size_max: at(word::PHYSICAL_SIZE_MAX),
+        kernel_entry: at(word::KERNEL_ENTRY),
+        device_tree: at(word::DEVICE_TREE),
+        timeline: Some(at(word::TIMELINE)).filter(|&address| address != 0),
+        exec_requested: at(word::EXEC_REQUESTED),
+        uart,
+        psci,
+        kernel_page_size_bytes: at(word::KERNEL_PAGE_SIZE_BYTES),
+        tables_two_privileges: at(word::TABLES_TWO_PRIVILEGES),
+        tables_one_privilege: at(word::TABLES_ONE_PRIVILEGE),
+        table_size_bytes: at(word::TABLE_SIZE_BYTES),
+    })
+}
+
+#[cfg(feature = "host")]
+mod encode {
+    use super::{
+        HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, HandOffError, Header, MAGIC,
+        MOVES_MAX, Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule, Uart,
+        block_crc32c, refuse, word,
+    };
+
+    /// Writes a hand-off block.
+    ///
+    /// # Errors
+    /// [`HandOffError`] if there is more of something than a block may hold.
+    pub fn encode(
+        header: &Header,
+        pieces: &[Piece],
+        moves: &[Move],
+        redistributors: &[Redistributors],
+    ) -> Result<Vec<u8>, HandOffError> {
+        for (count, max) in [
+            (pieces.len(), PIECES_MAX),
+            (moves.len(), MOVES_MAX),
+            (redistributors.len(), REDISTRIBUTORS_MAX),
+        ] {
+            if count > max {
+                return refuse(Rule::Count, count as u64);
+            }
+        }
+        let mut words = vec![0_u64; HEADER_WORDS];
+        for (index, value) in [
+            (word::MAGIC, MAGIC),
+            (word::STAGE, header.stage),
+            (word::STAGE_SIZE_BYTES, header.stage_size_bytes),
+            (
+                word::STACK_END,
+                header.stage.wrapping_add(HAND_OFF_OFFSET_BYTES),
+            ),
+            (word::MAIR, header.mair),
+            (word::TCR_TWO_PRIVILEGES, header.tcr_two_privileges),
+            (word::TTBR_TWO_PRIVILEGES, header.ttbr_two_privileges),
+            (word::TCR_ONE_PRIVILEGE, header.tcr_one_privilege),
+            (word::TTBR_ONE_PRIVILEGE, header.ttbr_one_privilege),
+            (word::PHYSICAL_SIZE_MAX, header.physical_size_max),
+            (word::KERNEL_ENTRY, header.kernel_entry),
+            (word::DEVICE_TREE, header.device_tree),
+            (word::TIMELINE, header.timeline.unwrap_or(0)),
+            (word::EXEC_REQUESTED, header.exec_requested),
+            (
+                word::PSCI_CONDUIT,
+                header.psci.map_or(0, |conduit| conduit as u64 + 1),
+            ),
+            (word::KERNEL_PAGE_SIZE_BYTES, header.kernel_page_size_bytes),
+            (word::TABLES_TWO_PRIVILEGES, header.tables_two_privileges),
+            (word::TABLES_ONE_PRIVILEGE, header.tables_one_privilege),
+            (word::TABLE_SIZE_BYTES, header.table_size_bytes),
+            (word::PIECES, pieces.len() as u64),
+            (word::MOVES, moves.len() as u64),
+            (word::REDISTRIBUTORS, redistributors.len() as u64),
+        ] {
+            words[index] = value;
+        }
+        match header.uart {
+            None => {}
+            Some(Uart::Pl011 { base }) => {
+                words[word::UART_KIND] = 1;
+                words[word::UART_BASE] = base;
+            }
+            Some(Uart::Ns16550 {
+                base,
+                reg_shift,
+                width_bytes,
+            }) => {
+                words[word::UART_KIND] = 2;
+                words[word::UART_BASE] = base;
+                words[word::UART_REG_SHIFT] = reg_shift;
+                words[word::UART_WIDTH_BYTES] = width_bytes;
+            }
+        }
+        for piece in pieces {
+            words.extend([
+                piece.kind.code(),
+                piece.start,
+                piece.size_bytes,
+                u64::from(piece.crc32c),
+                piece.clean_size_bytes,
+            ]);
+        }
+        for copy in moves {
+            words.extend([copy.target, copy.source, copy.size_bytes]);
+        }
+        for region in redistributors {
+            words.extend([region.start, region.size_bytes, region.stride_bytes]);
+        }
+        let size_bytes = words.len() as u64 * 8;
+        if size_bytes > HAND_OFF_MAX_BYTES {
+            return refuse(Rule::Size, size_bytes);
+        }
+        words[word::SIZE_BYTES] = size_bytes;
+        let mut block: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let digest = u64::from(block_crc32c(&block));
+        block[word::CRC32C * 8..][..8].copy_from_slice(&digest.to_le_bytes());
+        Ok(block)
+    }
+}
+
+#[cfg(feature = "host")]
+pub use encode::encode;
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn header() -> Header {
+        Header {
+            stage: 0x4000_0000,
+            stage_size_bytes: 0x4_0000,
+            mair: 0x4ff,
+            tcr_two_privileges: 1,
+            ttbr_two_privileges: 2,
+            tcr_one_privilege: 3,
+            ttbr_one_privilege: 4,
+            physical_size_max: 5,
+            kernel_entry: 0x8000_0000,
+            device_tree: 0x8800_0000,
+            timeline: Some(0x8800_0100),
+            exec_requested: 77,
+            uart: Some(Uart::Ns16550 {
+                base: 0x1_0000_0000,
+                reg_shift: 2,
+                width_bytes: 4,
+            }),
+            psci: Some(Conduit::Hvc),
+            kernel_page_size_bytes: 4096,
+            tables_two_privileges: 7,
+            tables_one_privilege: 8,
+            table_size_bytes: 4096,
+        }
+    }
+
+    fn piece() -> Piece {
+        Piece {
+            kind: PieceKind::Initrd,
+            start: 0x9000_0000,
+            size_bytes: 123,
+            crc32c: 0xdead_beef,
+            clean_size_bytes: 0,
+        }
+    }
+
+    fn block() -> Vec<u8> {
+        let moves = [Move {
+            target: 0x9000_0000,
+            source: 0xa000_0000,
+            size_bytes: 123,
+        }];
+        let regions = [Redistributors {
+            start: 0x80a_0000,
+            size_bytes: 0xf6_0000,
+            stride_bytes: 0,
+        }];
+        encode(&header(), &[piece()], &moves, &regions).unwrap()
+    }
+
+    #[test]
+    fn what_is_encoded_is_what_is_decoded() {
+        let mut bytes = block();
+        bytes.extend([0xaa; 64]); // the memory around it
+        let hand_off = HandOff::decode(&bytes).unwrap();
+        assert_eq!(hand_off.header, header());
+        assert_eq!(hand_off.pieces().collect::<Vec<_>>(), [piece()]);
+        assert_eq!(hand_off.moves().next().unwrap().source, 0xa000_0000);
+        assert_eq!(
+            hand_off.redistributors().next().unwrap().size_bytes,
+            0xf6_0000
+        );
+    }
+
+    #[test]
+    fn every_flipped_bit_is_refused() {
+        let good = block();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                HandOff::decode(&bad).is_err(),
+                "bit {bit} flipped, and still accepted"
+            );
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let good = block();
+        for length in 0..good.len() {
+            assert!(
+                HandOff::decode(&good[..length]).is_err(),
+                "{length} bytes accepted"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..1024)) {
+            let _ = HandOff::decode(&bytes);
+        }
+
+        /// With a right digest every other rule still holds.
+        #[test]
+        fn no_words_make_it_panic(words in proptest::collection::vec(any::<u64>(), 32..64), counts in any::<[u8; 3]>()) {
+            let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let put = |bytes: &mut Vec<u8>, index: usize, value: u64| bytes[index * 8..][..8].copy_from_slice(&value.to_le_bytes());
+            put(&mut bytes, word::MAGIC, MAGIC);
+            put(&mut bytes, word::SIZE_BYTES, words.len() as u64 * 8);
+            put(&mut bytes, word::PIECES, u64::from(counts[0] % 4));
+            put(&mut bytes, word::MOVES, u64::from(counts[1] % 4));
+            put(&mut bytes, word::REDISTRIBUTORS, u64::from(counts[2] % 4));
+            let digest = u64::from(block_crc32c(&bytes));
+            put(&mut bytes, word::CRC32C, digest);
+            if let Ok(hand_off) = HandOff::decode(&bytes) {
+                prop_assert!(hand_off.pieces().all(|piece| piece.start.checked_add(piece.size_bytes).is_some()));
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What ends a hand-over, and the one line that says so.
+//!
+//! Between two kernels nobody is watching: whatever cannot be put into one line on the console is
+//! lost. So every failure carries the values that a reader needs, and every line starts the same way,
+//! for those who search a log from a machine that came back slower than it should have.
+
+use crate::abi::{HandOffError, PieceKind};
+use core::fmt;
+
+/// Why the hand-over cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The hand-off block is not what the command wrote.
+    HandOff(HandOffError),
+    /// A move would overlap itself or the relocator.
+    Move {
+        /// Where it would write, physical address.
+        target: u64,
+        /// Where it would read, physical address.
+        source: u64,
+        /// How much, bytes.
+        size_bytes: u64,
+    },
+    /// A piece is not what the command loaded.
+    Digest {
+        /// Which piece.
+        kind: PieceKind,
+        /// Where it is, physical address.
+        start: u64,
+        /// CRC32C when it was loaded.
+        expected: u32,
+        /// CRC32C now.
+        found: u32,
+    },
+    /// The CPU cannot run a kernel of this page size.
+    PageSize {
+        /// Page size of the next kernel, bytes.
+        page_size_bytes: u64,
+    },
+    /// An exception that nothing here should cause.
+    Exception {
+        /// Which of the sixteen vectors (Arm ARM D1.4.1, offset / 0x80).
+        vector: u64,
+        /// `ESR_ELx`.
+        syndrome: u64,
+        /// `ELR_ELx`: where it happened.
+        at: u64,
+        /// `FAR_ELx`: what it wanted, for aborts.
+        fault_address: u64,
+    },
+    /// A bug: the relocator's own checks failed at this line of its source.
+    Panic {
+        /// Line.
+        line: u32,
+    },
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("kleap: hand-over stopped: ")?;
+        match *self {
+            Self::HandOff(error) => {
+                write!(f, "hand-off block: {} ({:#x})", error.what(), error.value)
+            }
+            Self::Move {
+                target,
+                source,
+                size_bytes,
+            } => write!(
+                f,
+                "refusing to move {size_bytes:#x} bytes from {source:#x} to {target:#x}: overlap"
+            ),
+            Self::Digest {
+                kind,
+                start,
+                expected,
+                found,
+            } => write!(
+                f,
+                "digest mismatch in {} at {start:#x}: expected {expected:#010x}, found {found:#010x}",
+                kind.name()
+            ),
+            Self::PageSize { page_size_bytes } => {
+                write!(
+                    f,
+                    "this CPU cannot run a kernel with {page_size_bytes}-byte pages"
+                )
+            }
+            Self::Exception {
+                vector,
+                syndrome,
+                at,
+                fault_address,
+            } => write!(
+                f,
+                "exception: vector {vector} ESR {syndrome:#x} ELR {at:#x} FAR {fault_address:#x}"
+            ),
+            Self::Panic { line } => write!(f, "bug in the relocator, line {line}"),
+        }?;
+        f.write_str("; resetting")
+    }
+}

@@ -1,0 +1,164 @@
+//! The order of work, from "the MMU is on" to "enter the next kernel".
+//!
+//! Written against [`Machine`], so that the same code runs against a simulated memory on the host and
+//! against the real one in the bare program. The order matters:
+//!
+//! 1. check the hand-off block: nothing is believed before that;
+//! 2. check that the CPU can run the next kernel: afterwards the old one is gone;
+//! 3. stop the GIC from reading and writing LPI tables in memory that is about to be reused;
+//! 4. make the moves;
+//! 5. verify every piece *in its final place*, after the last write to it;
+//! 6. clean to the point of coherency: `booting.rst` wants the Image clean, and whatever was written
+//!    through a cache must reach memory before the MMU is off;
+//! 7. write the timeline, clean it too, and go.
+//!
+//! Verification after moving, not before: one pass then covers the copy as well as the copied.
+
+use crate::abi::{HandOff, Header, Move, Redistributors};
+use crate::failure::Failure;
+use crate::timeline::{Level, SIZE_BYTES, Timeline};
+
+/// What became of the LPIs of a region of redistributors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LpiOutcome {
+    /// Redistributors seen, count.
+    pub redistributors: u64,
+    /// Whose LPIs were enabled and are disabled now, count.
+    pub disabled: u64,
+    /// Whose LPIs stay enabled, count: `GICR_CTLR.EnableLPIs` may be write-once.
+    pub stuck: u64,
+}
+
+/// What the work is done with. Addresses are physical, sizes in bytes.
+pub trait Machine {
+    /// `CNTVCT_EL0`, now.
+    fn counter(&mut self) -> u64;
+    /// `CNTFRQ_EL0`.
+    fn frequency_hz(&mut self) -> u64;
+    /// Whether this CPU can run a kernel with pages of this size.
+    fn supports_page_size(&mut self, page_size_bytes: u64) -> bool;
+    /// Disables LPIs in every redistributor of a region.
+    fn disable_lpis(&mut self, region: Redistributors) -> LpiOutcome;
+    /// Copies bytes; source and target do not overlap.
+    fn copy(&mut self, target: u64, source: u64, size_bytes: u64);
+    /// CRC32C of memory.
+    fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32;
+    /// Whether [`Machine::crc32c`] uses CRC32 instructions.
+    fn has_crc_instructions(&mut self) -> bool;
+    /// Cleans and invalidates memory to the point of coherency.
+    fn clean(&mut self, start: u64, size_bytes: u64);
+    /// Writes bytes.
+    fn write(&mut self, start: u64, bytes: &[u8]);
+}
+
+/// What only the entry code knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// `CNTVCT_EL0` at the first instruction.
+    pub entered: u64,
+    /// `CNTVCT_EL0` when the MMU was on.
+    pub mmu_on: u64,
+    /// Where it runs.
+    pub level: Level,
+}
+
+/// A move may touch neither itself nor the stage that the relocator runs from.
+fn check_move(header: &Header, copy: &Move) -> Result<(), Failure> {
+    let Move {
+        target,
+        source,
+        size_bytes,
+    } = *copy;
+    let overlaps = |start: u64, other: u64, other_size_bytes: u64| {
+        start < other.saturating_add(other_size_bytes) && other < start.saturating_add(size_bytes)
+    };
+    if overlaps(target, source, size_bytes)
+        || overlaps(target, header.stage, header.stage_size_bytes)
+    {
+        return Err(Failure::Move {
+            target,
+            source,
+            size_bytes,
+        });
+    }
+    Ok(())
+}
+
+/// Does all of it; on success the machine is ready for [`Header::kernel_entry`].
+///
+/// # Errors
+/// [`Failure`]: nothing may be entered any more, the machine has to be reset.
+pub fn relocate(
+    block: &[u8],
+    entry: Entry,
+    machine: &mut impl Machine,
+) -> Result<Timeline, Failure> {
+    let hand_off = HandOff::decode(block).map_err(Failure::HandOff)?;
+    let header = &hand_off.header;
+    let page_size_bytes = header.kernel_page_size_bytes;
+    if page_size_bytes != 0 && !machine.supports_page_size(page_size_bytes) {
+        return Err(Failure::PageSize { page_size_bytes });
+    }
+    let mut timeline = Timeline {
+        frequency_hz: machine.frequency_hz(),
+        exec_requested: header.exec_requested,
+        relocator_entered: entry.entered,
+        mmu_on: entry.mmu_on,
+        level: entry.level,
+        tables: match entry.level {
+            Level::El2 => header.tables_one_privilege,
+            Level::El1 | Level::El2Vhe => header.tables_two_privileges,
+        },
+        table_size_bytes: header.table_size_bytes,
+        crc_instructions: machine.has_crc_instructions(),
+        ..Timeline::default()
+    };
+
+    for region in hand_off.redistributors() {
+        let outcome = machine.disable_lpis(region);
+        timeline.redistributors += outcome.redistributors;
+        timeline.lpis_disabled += outcome.disabled;
+        timeline.lpis_stuck += outcome.stuck;
+    }
+    timeline.quiesced = machine.counter();
+
+    for copy in hand_off.moves() {
+        check_move(header, &copy)?;
+        machine.copy(copy.target, copy.source, copy.size_bytes);
+        timeline.moves += 1;
+        timeline.moved_bytes = timeline.moved_bytes.saturating_add(copy.size_bytes);
+    }
+    timeline.moves_done = machine.counter();
+
+    for piece in hand_off.pieces() {
+        let found = machine.crc32c(piece.start, piece.size_bytes);
+        if found != piece.crc32c {
+            return Err(Failure::Digest {
+                kind: piece.kind,
+                start: piece.start,
+                expected: piece.crc32c,
+                found,
+            });
+        }
+        timeline.verified_bytes = timeline.verified_bytes.saturating_add(piece.size_bytes);
+    }
+    timeline.verified = machine.counter();
+
+    for piece in hand_off.pieces() {
+        machine.clean(piece.start, piece.clean_size_bytes);
+        timeline.cleaned_bytes = timeline
+            .cleaned_bytes
+            .saturating_add(piece.clean_size_bytes);
+    }
+    timeline.cleaned = machine.counter();
+
+    timeline.kernel_entered = machine.counter();
+    if let Some(start) = header.timeline {
+        machine.write(start, &timeline.encode());
+        machine.clean(start, SIZE_BYTES as u64);
+    }
+    Ok(timeline)
+}
+
+#[cfg(all(test, feature = "host"))]
+mod tests;

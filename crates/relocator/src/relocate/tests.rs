@@ -1,0 +1,270 @@
+//! A simulated machine: memory in a `Vec`, a counter that ticks, a log of what was done to what.
+
+use super::*;
+use crate::abi::{self, Piece, PieceKind};
+use crate::crc32c;
+use proptest::prelude::*;
+
+const MEMORY_START: u64 = 0x4000_0000;
+const MEMORY_BYTES: usize = 0x8_0000;
+const STAGE: u64 = MEMORY_START + 0x4_0000;
+const STAGE_BYTES: u64 = 0x2_4000;
+
+struct Simulated {
+    memory: Vec<u8>,
+    ticks: u64,
+    cleaned: Vec<(u64, u64)>,
+    page_sizes: Vec<u64>,
+    events: Vec<&'static str>,
+}
+
+impl Simulated {
+    fn new(seed: u64) -> Self {
+        let mut state = seed | 1;
+        let memory = (0..MEMORY_BYTES)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect();
+        Self {
+            memory,
+            ticks: 100,
+            cleaned: vec![],
+            page_sizes: vec![4096],
+            events: vec![],
+        }
+    }
+
+    fn slice(&mut self, start: u64, size_bytes: u64) -> &mut [u8] {
+        let start = usize::try_from(start - MEMORY_START).unwrap();
+        &mut self.memory[start..][..usize::try_from(size_bytes).unwrap()]
+    }
+}
+
+impl Machine for Simulated {
+    fn counter(&mut self) -> u64 {
+        self.ticks += 1;
+        self.ticks
+    }
+    fn frequency_hz(&mut self) -> u64 {
+        1000
+    }
+    fn supports_page_size(&mut self, page_size_bytes: u64) -> bool {
+        self.page_sizes.contains(&page_size_bytes)
+    }
+    fn disable_lpis(&mut self, _: Redistributors) -> LpiOutcome {
+        self.events.push("lpis");
+        LpiOutcome {
+            redistributors: 4,
+            disabled: 3,
+            stuck: 1,
+        }
+    }
+    fn copy(&mut self, target: u64, source: u64, size_bytes: u64) {
+        self.events.push("copy");
+        let bytes = self.slice(source, size_bytes).to_vec();
+        self.slice(target, size_bytes).copy_from_slice(&bytes);
+    }
+    fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32 {
+        self.events.push("crc");
+        crc32c::update(0, self.slice(start, size_bytes))
+    }
+    fn has_crc_instructions(&mut self) -> bool {
+        false
+    }
+    fn clean(&mut self, start: u64, size_bytes: u64) {
+        self.events.push("clean");
+        self.cleaned.push((start, size_bytes));
+    }
+    fn write(&mut self, start: u64, bytes: &[u8]) {
+        self.events.push("write");
+        self.slice(start, bytes.len() as u64).copy_from_slice(bytes);
+    }
+}
+
+const ENTRY: Entry = Entry {
+    entered: 50,
+    mmu_on: 60,
+    level: Level::El2,
+};
+
+fn header() -> Header {
+    Header {
+        stage: STAGE,
+        stage_size_bytes: STAGE_BYTES,
+        mair: 0,
+        tcr_two_privileges: 0,
+        ttbr_two_privileges: 0,
+        tcr_one_privilege: 0,
+        ttbr_one_privilege: 0,
+        physical_size_max: 5,
+        kernel_entry: MEMORY_START,
+        device_tree: MEMORY_START + 0x1000,
+        timeline: Some(MEMORY_START + 0x1100),
+        exec_requested: 7,
+        uart: None,
+        psci: None,
+        kernel_page_size_bytes: 4096,
+        tables_two_privileges: 3,
+        tables_one_privilege: 4,
+        table_size_bytes: 4096,
+    }
+}
+
+/// Moves `sources[i]` to consecutive targets, with the piece that results.
+fn scattered(machine: &mut Simulated, sources: &[u64], size_bytes: u64) -> (Vec<Move>, Piece) {
+    let start = MEMORY_START;
+    let mut content = vec![];
+    let mut moves = vec![];
+    for (index, &source) in sources.iter().enumerate() {
+        content.extend_from_slice(machine.slice(source, size_bytes));
+        moves.push(Move {
+            target: start + index as u64 * size_bytes,
+            source,
+            size_bytes,
+        });
+    }
+    let piece = Piece {
+        kind: PieceKind::Image,
+        start,
+        size_bytes: content.len() as u64,
+        crc32c: crc32c::update(0, &content),
+        clean_size_bytes: content.len() as u64 + 64,
+    };
+    (moves, piece)
+}
+
+#[test]
+fn a_hand_over_moves_verifies_cleans_and_records_in_this_order() {
+    let mut machine = Simulated::new(1);
+    let sources = [MEMORY_START + 0x2_3000, MEMORY_START + 0x2_1000];
+    let (moves, piece) = scattered(&mut machine, &sources, 0x800);
+    let regions = [Redistributors {
+        start: 0x80a_0000,
+        size_bytes: 0x4_0000,
+        stride_bytes: 0,
+    }];
+    let block = abi::encode(&header(), &[piece], &moves, &regions).unwrap();
+    let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
+    assert_eq!(
+        machine.events,
+        ["lpis", "copy", "copy", "crc", "clean", "write", "clean"]
+    );
+    assert_eq!(machine.cleaned[0], (MEMORY_START, 0x1040));
+    assert_eq!(
+        (
+            timeline.moves,
+            timeline.moved_bytes,
+            timeline.verified_bytes
+        ),
+        (2, 0x1000, 0x1000)
+    );
+    assert_eq!(
+        (
+            timeline.redistributors,
+            timeline.lpis_disabled,
+            timeline.lpis_stuck
+        ),
+        (4, 3, 1)
+    );
+    assert_eq!(
+        timeline.tables, 4,
+        "EL2 without E2H uses the one-privilege tables"
+    );
+    let record = machine
+        .slice(MEMORY_START + 0x1100, SIZE_BYTES as u64)
+        .to_vec();
+    assert_eq!(Timeline::decode(&record), Ok(timeline));
+    let times = [
+        timeline.relocator_entered,
+        timeline.mmu_on,
+        timeline.quiesced,
+        timeline.moves_done,
+        timeline.verified,
+        timeline.cleaned,
+        timeline.kernel_entered,
+    ];
+    assert!(times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn a_page_size_the_cpu_lacks_stops_it_before_anything_is_touched() {
+    let mut machine = Simulated::new(2);
+    machine.page_sizes = vec![16384];
+    let block = abi::encode(&header(), &[], &[], &[]).unwrap();
+    let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
+    assert_eq!(
+        failure,
+        Failure::PageSize {
+            page_size_bytes: 4096
+        }
+    );
+    assert!(machine.events.is_empty());
+}
+
+#[test]
+fn moves_onto_the_relocator_or_onto_themselves_are_refused() {
+    for (target, source, refused) in [
+        (STAGE - 0x7ff, MEMORY_START, true),
+        (STAGE - 0x800, MEMORY_START, false),
+        (STAGE + STAGE_BYTES - 1, MEMORY_START, true),
+        (STAGE + STAGE_BYTES, MEMORY_START, false),
+        (MEMORY_START + 0x7ff, MEMORY_START, true),
+        (MEMORY_START + 0x800, MEMORY_START, false),
+        (MEMORY_START, MEMORY_START, true),
+    ] {
+        let mut machine = Simulated::new(3);
+        let moves = [Move {
+            target,
+            source,
+            size_bytes: 0x800,
+        }];
+        let block = abi::encode(&header(), &[], &moves, &[]).unwrap();
+        let result = relocate(&block, ENTRY, &mut machine);
+        assert_eq!(
+            result.is_err(),
+            refused,
+            "to {target:#x} from {source:#x}: {result:?}"
+        );
+    }
+}
+
+proptest! {
+    /// Whatever is moved where: bytes outside the targets and the record stay, bytes inside are right.
+    #[test]
+    fn only_targets_and_the_record_change(seed in any::<u64>(), pages in proptest::sample::subsequence((0x20..0x40_u64).collect::<Vec<_>>(), 1..=16).prop_shuffle()) {
+        let mut machine = Simulated::new(seed);
+        let sources: Vec<u64> = pages.iter().map(|page| MEMORY_START + page * 0x1000).collect();
+        let (moves, piece) = scattered(&mut machine, &sources, 0x1000);
+        let mut header = header();
+        header.timeline = Some(STAGE - SIZE_BYTES as u64);
+        prop_assume!(!pages.contains(&0x3f));
+        let mut expected = machine.memory.clone();
+        for copy in &moves {
+            let at = |address: u64| usize::try_from(address - MEMORY_START).unwrap();
+            expected.copy_within(at(copy.source)..at(copy.source + 0x1000), at(copy.target));
+        }
+        let block = abi::encode(&header, &[piece], &moves, &[]).unwrap();
+        let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
+        let record_at = usize::try_from(STAGE - MEMORY_START).unwrap() - SIZE_BYTES;
+        expected[record_at..][..SIZE_BYTES].copy_from_slice(&timeline.encode());
+        prop_assert!(machine.memory == expected);
+    }
+
+    /// One flipped bit anywhere in a piece is found, and nothing after verification is done.
+    #[test]
+    fn a_flipped_bit_is_found(seed in any::<u64>(), bit in 0..0x1000_u64 * 8) {
+        let mut machine = Simulated::new(seed);
+        let source = MEMORY_START + 0x2_0000;
+        let (moves, piece) = scattered(&mut machine, &[source], 0x1000);
+        machine.slice(source + bit / 8, 1)[0] ^= 1 << (bit % 8);
+        let block = abi::encode(&header(), &[piece], &moves, &[]).unwrap();
+        let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
+        let stopped = matches!(failure, Failure::Digest { kind: PieceKind::Image, .. });
+        prop_assert!(stopped, "{:?}", failure);
+        prop_assert_eq!(machine.events, ["copy", "crc"]);
+    }
+}
