@@ -1,0 +1,88 @@
+//! Kernels to test with: real heads with a made-up body, and wholly made-up ones.
+#![allow(dead_code, reason = "every test file uses a part")]
+
+/// A real kernel's head and what is known about the rest of it.
+pub(crate) struct Fixture {
+    pub(crate) name: &'static str,
+    pub(crate) head: &'static [u8],
+    pub(crate) file_bytes: usize,
+    pub(crate) image_size_bytes: u64,
+    pub(crate) page_size_bytes: u64,
+    pub(crate) banner: &'static str,
+}
+
+pub(crate) const FIXTURES: [Fixture; 5] = [
+    Fixture {
+        name: "5.10",
+        head: include_bytes!("../fixtures/debian-5.10.head"),
+        file_bytes: 0x1a2_1fc0,
+        image_size_bytes: 0x1ac_0000,
+        page_size_bytes: 4096,
+        banner: "Linux version 5.10.0-30-arm64 (debian-kernel@lists.debian.org)",
+    },
+    Fixture {
+        name: "6.1",
+        head: include_bytes!("../fixtures/debian-6.1.head"),
+        file_bytes: 0x1f6_d7c0,
+        image_size_bytes: 0x201_0000,
+        page_size_bytes: 4096,
+        banner: "Linux version 6.1.0-47-arm64 (debian-kernel@lists.debian.org)",
+    },
+    Fixture {
+        name: "6.12",
+        head: include_bytes!("../fixtures/debian-6.12.head"),
+        file_bytes: 0x23e_a7c0,
+        image_size_bytes: 0x24f_0000,
+        page_size_bytes: 4096,
+        banner: "Linux version 6.12.107+deb13-arm64 (debian-kernel@lists.debian.org)",
+    },
+    Fixture {
+        name: "6.12-16k",
+        head: include_bytes!("../fixtures/debian-6.12-16k.head"),
+        file_bytes: 0x246_ffc0,
+        image_size_bytes: 0x25a_0000,
+        page_size_bytes: 16384,
+        banner: "Linux version 6.12.107+deb13-arm64-16k (debian-kernel@lists.debian.org)",
+    },
+    Fixture {
+        name: "7.3",
+        head: include_bytes!("../fixtures/debian-7.3.head"),
+        file_bytes: 0x313_ffc0,
+        image_size_bytes: 0x324_0000,
+        page_size_bytes: 4096,
+        banner: "Linux version 7.3.4+deb13-arm64 (debian-kernel@lists.debian.org)",
+    },
+];
+
+pub(crate) const NOP: u32 = 0xd503_201f;
+const BANNER_OFFSET: usize = 0x2_0000;
+
+impl Fixture {
+    /// The head, zeros to the real length, one instruction where the entry branch leads, a banner.
+    pub(crate) fn image(&self) -> Vec<u8> {
+        let mut image = vec![0; self.file_bytes];
+        image[..self.head.len()].copy_from_slice(self.head);
+        let branch = u32::from_le_bytes(image[4..8].try_into().unwrap());
+        let target = 4 + 4 * usize::try_from(branch & 0x03ff_ffff).unwrap();
+        put(&mut image, target, &NOP.to_le_bytes());
+        put(&mut image, BANNER_OFFSET, self.banner.as_bytes());
+        put(&mut image, BANNER_OFFSET + self.banner.len(), b"\n");
+        image
+    }
+}
+
+pub(crate) fn put(image: &mut [u8], offset: usize, bytes: &[u8]) {
+    image[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+/// A kernel without CONFIG_EFI: no PE header. `code` is code0 and code1.
+pub(crate) fn without_efi(code: [u32; 2], file_bytes: usize, image_size_bytes: u64) -> Vec<u8> {
+    let mut image = vec![0; file_bytes];
+    put(&mut image, 0, &code[0].to_le_bytes());
+    put(&mut image, 4, &code[1].to_le_bytes());
+    put(&mut image, 16, &image_size_bytes.to_le_bytes());
+    put(&mut image, 24, &0xa_u64.to_le_bytes());
+    put(&mut image, 56, b"ARM\x64");
+    put(&mut image, 0x1000, &NOP.to_le_bytes());
+    image
+}
