@@ -1,1 +1,19 @@
-//! Not yet written.
+//! What kleap asks of Linux.
+//!
+//! The only host-side crate with `unsafe`, and the only one that changes the machine. Each module is
+//! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours and
+//! stays where it is, [`pagemap`] where that is, [`facts`] what machine this is, [`counter`] the clock
+//! that both kernels share, [`kernel_log`] the log of the kernel that runs now, [`reboot`] the end.
+//!
+//! Every error says which file or call failed, with what, and what the user can do about it.
+
+pub mod counter;
+mod error;
+pub mod facts;
+pub mod hugepages;
+pub mod kernel_log;
+pub mod kexec;
+pub mod pagemap;
+pub mod reboot;
+
+pub use error::Error;

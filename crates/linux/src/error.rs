@@ -1,0 +1,108 @@
+//! What Linux may answer, in words.
+
+use rustix::io::Errno;
+use std::path::{Path, PathBuf};
+
+/// Why Linux did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{action} {}: {source}", path.display())]
+    File {
+        /// What was tried: `cannot read`, `cannot write`, ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A file has something in it that was not expected.
+    #[error("{}: {what}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A system call failed.
+    #[error("{call}: {source}")]
+    Call {
+        /// The call with its arguments, so that the line alone is enough to understand it.
+        call: String,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// Not permitted: the caller lacks a capability.
+    #[error("{what} needs {capability}")]
+    Privilege {
+        /// What was tried.
+        what: &'static str,
+        /// The capability, as capabilities(7) names it.
+        capability: &'static str,
+    },
+    /// The kernel has no `kexec_load(2)`.
+    #[error("this kernel cannot kexec: it was built without CONFIG_KEXEC")]
+    NoKexec,
+    /// The kernel refuses `kexec_load(2)`.
+    #[error("this kernel refuses kexec_load: {0}")]
+    Refused(String),
+    /// Not enough huge pages.
+    #[error("wanted {wanted} huge pages of {page_size_bytes} bytes, the kernel had {found}")]
+    HugePages {
+        /// Pages wanted, count.
+        wanted: u64,
+        /// Pages there were, count.
+        found: u64,
+        /// Size of a page, bytes.
+        page_size_bytes: u64,
+    },
+    /// The kernel has no huge pages of a usable size.
+    #[error("this kernel has no huge pages of {page_size_bytes} bytes (CONFIG_HUGETLBFS)")]
+    NoHugePages {
+        /// Size asked for, bytes.
+        page_size_bytes: u64,
+    },
+    /// pagemap shows no addresses.
+    #[error("/proc/self/pagemap shows no physical addresses")]
+    NoAddresses,
+    /// This build runs on another architecture.
+    #[error("kleap hands over arm64 machines; this one is {0}")]
+    Architecture(&'static str),
+}
+
+impl Error {
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl AsRef<Path>,
+        source: impl Into<std::io::Error>,
+    ) -> Self {
+        Self::File {
+            action,
+            path: path.as_ref().to_owned(),
+            source: source.into(),
+        }
+    }
+
+    pub(crate) fn content(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
+        Self::Content {
+            path: path.as_ref().to_owned(),
+            what: what.into(),
+        }
+    }
+
+    /// What the user can do about it, where there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Privilege { .. } | Self::NoAddresses => {
+                Some("run it as root, in the initial user namespace")
+            }
+            Self::NoKexec => Some("boot a kernel with CONFIG_KEXEC=y, or reboot the ordinary way"),
+            Self::HugePages { .. } => Some(
+                "free memory (or load earlier after boot, when memory is less fragmented), or load a smaller initrd",
+            ),
+            Self::NoHugePages { .. } => Some("boot a kernel with CONFIG_HUGETLBFS=y"),
+            _ => None,
+        }
+    }
+}

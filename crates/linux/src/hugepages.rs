@@ -1,0 +1,341 @@
+//! Memory that is ours, in large contiguous pieces, at addresses that we know.
+//!
+//! Huge pages of hugetlbfs: physically contiguous, never swapped, kept unmodified in the pool when a
+//! process dies, and kept *allocated* by a file. So the payload is a file on a hugetlbfs of our own below
+//! `/dev`, which systemd-shutdown does not unmount: it outlives every process.
+//!
+//! Rejected: anonymous memory and memfd (gone with the process), `/dev/hugepages` (not mounted
+//! everywhere, and its page size is not ours to choose), surplus pages by overcommit (they go back to
+//! the buddy allocator, which may zero them).
+
+use crate::{Error, pagemap::Pagemap};
+use kleap_memmap::PhysAddr;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// The pool of huge pages of one size, as sysfs shows it.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    directory: PathBuf,
+    page_size_bytes: u64,
+}
+
+impl Pool {
+    /// The pool of pages of `page_size_bytes`.
+    ///
+    /// # Errors
+    /// [`Error::NoHugePages`] if the kernel has no such size.
+    pub fn of_size(page_size_bytes: u64) -> Result<Self, Error> {
+        let directory = PathBuf::from("/sys/kernel/mm/hugepages")
+            .join(format!("hugepages-{}kB", page_size_bytes / 1024));
+        if !directory.is_dir() {
+            return Err(Error::NoHugePages { page_size_bytes });
+        }
+        Ok(Self {
+            directory,
+            page_size_bytes,
+        })
+    }
+
+    /// Size of a page, bytes.
+    #[must_use]
+    pub fn page_size_bytes(&self) -> u64 {
+        self.page_size_bytes
+    }
+
+    fn read(&self, name: &str) -> Result<u64, Error> {
+        let path = self.directory.join(name);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| Error::file("cannot read", &path, error))?;
+        text.trim()
+            .parse()
+            .map_err(|error| Error::content(&path, format!("{text:?}: {error}")))
+    }
+
+    /// Persistent pages in the pool, count.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read.
+    pub fn total(&self) -> Result<u64, Error> {
+        self.read("nr_hugepages")
+    }
+
+    /// Pages that nobody uses or has reserved, count.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read.
+    pub fn available(&self) -> Result<u64, Error> {
+        Ok(self
+            .read("free_hugepages")?
+            .saturating_sub(self.read("resv_hugepages")?))
+    }
+
+    fn set_total(&self, pages: u64) -> Result<(), Error> {
+        let path = self.directory.join("nr_hugepages");
+        std::fs::write(&path, pages.to_string())
+            .map_err(|error| Error::file("cannot write", &path, error))
+    }
+
+    /// Asks for `pages` more; returns how many were added, which may be fewer.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read or written.
+    pub fn grow(&self, pages: u64) -> Result<u64, Error> {
+        let before = self.total()?;
+        self.set_total(before.saturating_add(pages))?;
+        Ok(self.total()?.saturating_sub(before))
+    }
+
+    /// Gives `pages` back to the system; they must be free.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read or written.
+    pub fn shrink(&self, pages: u64) -> Result<(), Error> {
+        if pages == 0 {
+            return Ok(());
+        }
+        self.set_total(self.total()?.saturating_sub(pages))
+    }
+}
+
+/// Mounts a hugetlbfs with pages of `page_size_bytes` on `directory`, which exists.
+///
+/// # Errors
+/// What mount(2) answered.
+pub fn mount(directory: &Path, page_size_bytes: u64) -> Result<(), Error> {
+    let options = std::ffi::CString::new(format!("pagesize={}K,mode=0700", page_size_bytes / 1024))
+        .map_err(|error| Error::content(directory, error.to_string()))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("kleap", directory, "hugetlbfs", flags, options.as_c_str()).map_err(
+        |source| match source {
+            rustix::io::Errno::PERM => Error::Privilege {
+                what: "mounting a hugetlbfs",
+                capability: "CAP_SYS_ADMIN",
+            },
+            rustix::io::Errno::NODEV => Error::NoHugePages { page_size_bytes },
+            source => Error::Call {
+                call: format!("mount(hugetlbfs, {}, {options:?})", directory.display()),
+                source,
+            },
+        },
+    )
+}
+
+/// Whether a hugetlbfs is mounted on `directory`.
+#[must_use]
+pub fn is_mounted(directory: &Path) -> bool {
+    /// `HUGETLBFS_MAGIC` (`include/uapi/linux/magic.h`).
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    rustix::fs::statfs(directory).is_ok_and(|found| {
+        u64::from_ne_bytes((found.f_type as i64).to_ne_bytes()) == HUGETLBFS_MAGIC
+    })
+}
+
+/// Unmounts what [`mount`] mounted.
+///
+/// # Errors
+/// What umount2(2) answered.
+pub fn unmount(directory: &Path) -> Result<(), Error> {
+    rustix::mount::unmount(directory, UnmountFlags::empty()).map_err(|source| Error::Call {
+        call: format!("umount2({})", directory.display()),
+        source,
+    })
+}
+
+/// A file of huge pages, mapped whole, readable and writable. Some of its pages may be holes.
+#[derive(Debug)]
+pub struct PageFile {
+    file: OwnedFd,
+    path: PathBuf,
+    mapping: *mut u8,
+    page_size_bytes: usize,
+    pages: usize,
+}
+
+impl PageFile {
+    /// Creates a file of `pages` pages, every one of them allocated and zero.
+    ///
+    /// # Errors
+    /// [`Error::HugePages`] if the pool has not that many; the file is gone then.
+    pub fn create(path: &Path, pages: usize, page_size_bytes: u64) -> Result<Self, Error> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|error| Error::file("cannot create", path, error))?;
+        let undo = |error| {
+            let _ = std::fs::remove_file(path);
+            error
+        };
+        // Without NORESERVE mmap itself fails when the pool is too small: no SIGBUS later.
+        let this = Self::map(file, path, pages, page_size_bytes, MapFlags::SHARED).map_err(undo)?;
+        this.allocate().map_err(undo)?;
+        Ok(this)
+    }
+
+    /// Opens a file of `pages` pages that [`PageFile::create`] made.
+    ///
+    /// # Errors
+    /// If it cannot be opened or has another size.
+    pub fn open(path: &Path, pages: usize, page_size_bytes: u64) -> Result<Self, Error> {
+        let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::file("cannot open", path, error))?;
+        let found = rustix::fs::fstat(&file)
+            .map_err(|error| Error::file("cannot stat", path, error))?
+            .st_size;
+        let wanted = pages as u64 * page_size_bytes;
+        if u64::try_from(found) != Ok(wanted) {
+            return Err(Error::content(
+                path,
+                format!("has {found} bytes, not {wanted}"),
+            ));
+        }
+        // Its holes stay holes: NORESERVE, and only the pages in use are ever touched.
+        Self::map(
+            file,
+            path,
+            pages,
+            page_size_bytes,
+            MapFlags::SHARED | MapFlags::NORESERVE,
+        )
+    }
+
+    fn map(
+        file: OwnedFd,
+        path: &Path,
+        pages: usize,
+        page_size_bytes: u64,
+        flags: MapFlags,
+    ) -> Result<Self, Error> {
+        let wanted = pages as u64;
+        let overflow = || Error::HugePages {
+            wanted,
+            found: 0,
+            page_size_bytes,
+        };
+        let size_bytes = wanted.checked_mul(page_size_bytes).ok_or_else(overflow)?;
+        let length = usize::try_from(size_bytes).map_err(|_| overflow())?;
+        rustix::fs::ftruncate(&file, size_bytes)
+            .map_err(|error| Error::file("cannot resize", path, error))?;
+        // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
+        let mapping = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                length,
+                ProtFlags::READ | ProtFlags::WRITE,
+                flags,
+                &file,
+                0,
+            )
+        }
+        .map_err(|source| match source {
+            rustix::io::Errno::NOMEM => {
+                let found = Pool::of_size(page_size_bytes)
+                    .and_then(|pool| pool.available())
+                    .unwrap_or(0);
+                Error::HugePages {
+                    wanted,
+                    found,
+                    page_size_bytes,
+                }
+            }
+            source => Error::Call {
+                call: format!("mmap({} bytes of {})", length, path.display()),
+                source,
+            },
+        })?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            mapping: mapping.cast(),
+            page_size_bytes: usize::try_from(page_size_bytes).map_err(|_| overflow())?,
+            pages,
+        })
+    }
+
+    /// Allocates every page. fallocate(2) answers with an error where touching would be a SIGBUS.
+    fn allocate(&self) -> Result<(), Error> {
+        let size_bytes = self.pages as u64 * self.page_size_bytes as u64;
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, size_bytes).map_err(
+            |source| match source {
+                rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => Error::HugePages {
+                    wanted: self.pages as u64,
+                    found: 0,
+                    page_size_bytes: self.page_size_bytes as u64,
+                },
+                source => Error::file("cannot allocate", &self.path, source),
+            },
+        )
+    }
+
+    /// Pages of the file, holes included, count.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Size of a page, bytes.
+    #[must_use]
+    pub fn page_size_bytes(&self) -> usize {
+        self.page_size_bytes
+    }
+
+    fn page_pointer(&self, index: usize) -> *mut u8 {
+        assert!(index < self.pages, "page {index} of {}", self.pages);
+        // SAFETY: within the mapping, which `map` made this long.
+        unsafe { self.mapping.add(index * self.page_size_bytes) }
+    }
+
+    /// One page's bytes. `index` is below [`PageFile::pages`] and no hole.
+    #[must_use]
+    pub fn page(&self, index: usize) -> &[u8] {
+        // SAFETY: the page is mapped and allocated, and `&self` keeps writers of this process out;
+        // the file is ours alone (mode 0600 in a directory of mode 0700).
+        unsafe { std::slice::from_raw_parts(self.page_pointer(index), self.page_size_bytes) }
+    }
+
+    /// One page's bytes, to write. `index` is below [`PageFile::pages`] and no hole.
+    pub fn page_mut(&mut self, index: usize) -> &mut [u8] {
+        // SAFETY: as in `page`; `&mut self` makes it the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.page_pointer(index), self.page_size_bytes) }
+    }
+
+    /// The physical address of one page.
+    ///
+    /// # Errors
+    /// If pagemap does not say, or says something that is no multiple of the page size.
+    pub fn address(&self, pagemap: &Pagemap, index: usize) -> Result<PhysAddr, Error> {
+        let pointer = self.page_pointer(index);
+        // Pagemap shows only what this process has mapped: a read makes it so.
+        // SAFETY: within the mapping; the page is allocated.
+        unsafe { pointer.read_volatile() };
+        let address = pagemap.physical(pointer)?;
+        if !address.is_aligned(self.page_size_bytes as u64) {
+            return Err(Error::content(
+                &self.path,
+                format!("huge page {index} is at {address}, not a multiple of its size"),
+            ));
+        }
+        Ok(address)
+    }
+
+    /// Gives one page back to the pool.
+    ///
+    /// # Errors
+    /// What fallocate(2) answered.
+    pub fn release(&mut self, index: usize) -> Result<(), Error> {
+        let size_bytes = self.page_size_bytes as u64;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.file, flags, index as u64 * size_bytes, size_bytes)
+            .map_err(|error| Error::file("cannot punch a hole into", &self.path, error))
+    }
+}
+
+impl Drop for PageFile {
+    fn drop(&mut self) {
+        // SAFETY: unmaps exactly what `map` mapped; no reference outlives `self`.
+        let _ =
+            unsafe { rustix::mm::munmap(self.mapping.cast(), self.pages * self.page_size_bytes) };
+    }
+}
