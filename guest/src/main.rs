@@ -1,0 +1,36 @@
+//! What the init script of a test machine cannot do with busybox: look at physical memory.
+//!
+//! Problem: "the second kernel booted" proves only that its Image survived the hand-over. The proof
+//! wanted is that *every byte* of the initrd is what was loaded, as the kernel was given it, not as
+//! it unpacked it. Choice: with `retain_initrd` the kernel keeps those pages; their place is in the
+//! device tree and `/proc/kcore` shows them to root, so a program without a line of unsafe code can
+//! hash them. Rejected: `/dev/mem`, which Debian's kernels close for RAM (`STRICT_DEVMEM`), and
+//! hashing unpacked files, which misses padding and depends on what unpacked them.
+#![forbid(unsafe_code)]
+
+mod hugepages;
+mod initrd;
+mod kcore;
+
+use std::env;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kleap-guest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    match env::args().nth(1).as_deref() {
+        Some("initrd-digest") => initrd::print_digest(),
+        Some("hugepages") => hugepages::print(),
+        _ => bail!("usage: kleap-guest initrd-digest|hugepages"),
+    }
+}
