@@ -28,6 +28,7 @@ pub enum AddressError {
 /// Printed in hexadecimal. Arithmetic is explicit ([`PhysAddr::checked_add`],
 /// [`PhysAddr::offset_from`]), so that an overflow is a decision of the caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PhysAddr(u64);
 
 impl PhysAddr {
@@ -97,6 +98,8 @@ impl fmt::Debug for PhysAddr {
 
 /// A half-open range of physical memory, `[start, end)`. `start <= end` always holds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(into = "(PhysAddr, PhysAddr)", try_from = "(PhysAddr, PhysAddr)"))]
 pub struct PhysRange {
     start: PhysAddr,
     end: PhysAddr,
@@ -218,6 +221,20 @@ impl PhysRange {
             other.end
         };
         Some(Self { start, end })
+    }
+}
+
+impl From<PhysRange> for (PhysAddr, PhysAddr) {
+    fn from(range: PhysRange) -> Self {
+        (range.start, range.end)
+    }
+}
+
+impl TryFrom<(PhysAddr, PhysAddr)> for PhysRange {
+    type Error = AddressError;
+
+    fn try_from((start, end): (PhysAddr, PhysAddr)) -> Result<Self, AddressError> {
+        Self::new(start, end)
     }
 }
 
