@@ -1,6 +1,13 @@
 //! A decompression bomb takes no more memory than the header it carries allows. In a process of its
 //! own, because it looks at the peak of the whole process.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
 mod common;
 
 use std::io::Write;

@@ -1,5 +1,12 @@
 //! Whole files: gzip, other formats, arbitrary bytes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
 mod common;
 
 use std::io::Write;

@@ -1,5 +1,12 @@
 //! Every byte of the header, flipped in every way, and every interesting truncation.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
 mod common;
 
 use std::collections::BTreeMap;
