@@ -99,7 +99,10 @@ impl fmt::Debug for PhysAddr {
 /// A half-open range of physical memory, `[start, end)`. `start <= end` always holds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(into = "(PhysAddr, PhysAddr)", try_from = "(PhysAddr, PhysAddr)"))]
+#[cfg_attr(
+    feature = "serde",
+    serde(into = "(PhysAddr, PhysAddr)", try_from = "(PhysAddr, PhysAddr)")
+)]
 pub struct PhysRange {
     start: PhysAddr,
     end: PhysAddr,
