@@ -477,7 +477,7 @@ fn every_geometry_at_its_corners() {
 }
 
 /// For each granule, all ranges whose ends are among the interesting addresses of a small window
-/// (pages around block boundaries), alone and in all adjacent pairs, at three physical offsets.
+/// (pages around block boundaries), alone and in all adjacent pairs, at physical offsets with and without room for a block.
 #[test]
 fn exhaustive_over_boundaries_of_a_small_window() {
     for granule in Granule::ALL {
@@ -491,7 +491,7 @@ fn exhaustive_over_boundaries_of_a_small_window() {
             }
             for (lower, &start) in points.iter().enumerate() {
                 for (upper, &end) in points.iter().enumerate().skip(lower + 1) {
-                    for offset in [0, page, block] {
+                    for offset in [0, page, block / 2, block] {
                         let piece = |from: u64, to: u64, access| Mapping {
                             virt: VirtAddr::new(from),
                             phys: range(from + offset, to - from),
