@@ -30,9 +30,9 @@ const RESERVED_OFFSETS: [usize; 3] = [32, 40, 48];
 /// Alignment of `text_offset` and `image_size`: the smallest page, bytes.
 const FIELD_ALIGNMENT_BYTES: u64 = 4096;
 
-/// `add x13, x18, #0x16`: "MZ" in kernels up to 5.17.
+/// `add x13, x18, #0x16`: "MZ" in older kernels (5.10).
 const CODE0_MZ_ADD: u32 = 0x9100_5a4d;
-/// `ccmp x18, #0, #0xd, pl`: "MZ" in newer kernels.
+/// `ccmp x18, #0, #0xd, pl`: "MZ" in newer kernels (6.1).
 const CODE0_MZ_CCMP: u32 = 0xfa40_5a4d;
 /// `nop`: in newer kernels without CONFIG_EFI.
 const CODE0_NOP: u32 = 0xd503_201f;
@@ -44,7 +44,7 @@ const FLAG_ANYWHERE: u64 = 1 << 3;
 const FLAGS_KNOWN: u64 = 0xf;
 
 /// From this version on `text_offset` is 0 and the flags carry page size and placement, always
-/// (commit 120dc60d0bdb, "arm64: get rid of TEXT_OFFSET").
+/// (arch/arm64/kernel/head.S; "arm64: get rid of TEXT_OFFSET").
 const FIRST_CONSTANT_VERSION: (u32, u32) = (5, 10);
 
 /// Fields of the PE header, counted from its signature: the COFF header at 4, the optional header at 24.
@@ -102,7 +102,7 @@ impl std::fmt::Display for PageSize {
 /// Where in memory an `Image` may be put: bit 3 of the flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Placement {
-    /// At any 2 MiB aligned base below 2^48 (booting.rst; the bound was written down in Linux 7).
+    /// At any 2 MiB aligned base below 2^48 (booting.rst; which states the bound in Linux 7.3).
     /// Linux 4.6 and later.
     Anywhere48,
     /// As close as possible to the base of memory: what lies below cannot be used by the kernel.

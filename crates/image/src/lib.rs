@@ -108,7 +108,7 @@ impl Kernel {
         self.header
     }
 
-    /// Bytes from the 2 MiB aligned base to the `Image`. 0 from Linux 5.8 on.
+    /// Bytes from the 2 MiB aligned base to the `Image`. 0 in Linux 5.10 and later.
     #[must_use]
     pub const fn text_offset_bytes(&self) -> u64 {
         self.header.text_offset_bytes
