@@ -83,7 +83,7 @@ const PL011: [&str; 2] = ["arm,pl011", "arm,sbsa-uart"];
 
 /// The 8250 family: `compatible`, and the shift and width that its drivers take where the tree does not
 /// say (drivers/tty/serial/8250).
-const NS16550: [(&str, u32, u32); 13] = [
+const NS16550: [(&str, u32, u32); 15] = [
     ("brcm,bcm2835-aux-uart", 2, 4),
     ("snps,dw-apb-uart", 0, 1),
     ("marvell,armada-38x-uart", 0, 1),
@@ -91,6 +91,8 @@ const NS16550: [(&str, u32, u32); 13] = [
     ("nvidia,tegra20-uart", 2, 4),
     ("mediatek,mt6577-uart", 2, 4),
     ("brcm,bcm7271-uart", 2, 4),
+    ("ti,am654-uart", 2, 4),
+    ("ti,omap4-uart", 2, 4),
     ("fsl,ns16550", 0, 1),
     ("ns16550a", 0, 1),
     ("ns16550", 0, 1),
