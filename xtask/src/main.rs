@@ -3,10 +3,26 @@
 
 mod apt;
 mod build;
+mod cpio;
+mod demo;
+mod e2e;
+#[allow(
+    dead_code,
+    reason = "the row that shows the relocator's registers comes with the relocator"
+)]
+mod gdbstub;
+mod initramfs;
 mod lab;
 mod progress;
+mod qemu;
+mod qmp;
+mod rows;
+mod run;
 mod setup;
+mod test;
 mod toolchain;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -14,6 +30,9 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about)]
 struct Arguments {
+    /// Ask nothing; nothing is asked so far, so scripts can pass it without harm
+    #[arg(long, global = true)]
+    yes: bool,
     #[command(subcommand)]
     command: Task,
 }
@@ -28,6 +47,38 @@ enum Task {
         #[arg(long)]
         fault_injection: bool,
     },
+    /// Hand over from one Debian kernel to another in QEMU and show where the time went
+    Demo {
+        /// The kernel that hands over: 5.10, 6.1, 6.12, 7.3 or 6.12-16k
+        #[arg(long, default_value = "6.1", value_name = "NAME")]
+        from: String,
+        /// The kernel that is handed over to
+        #[arg(long, default_value = "6.12", value_name = "NAME")]
+        to: String,
+        /// Your own arm64 Image instead, with the PL011 console and initramfs support built in
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// How the payload reaches its place
+        #[arg(long, default_value = "auto")]
+        strategy: rows::Strategy,
+    },
+    /// Run all tests: units here and as arm64 programs, format, lints, and the fast hand-overs
+    Test,
+    /// Hand over between real kernels in QEMU, and print a table
+    E2e {
+        /// Print the rows' names and end
+        #[arg(long)]
+        list: bool,
+        /// Only a few rows that cover every kind of machine
+        #[arg(long)]
+        fast: bool,
+        /// Only rows whose name contains this; may be given several times
+        #[arg(long, value_name = "SUBSTRING")]
+        only: Vec<String>,
+        /// How many machines run at a time [default: by cores and memory]
+        #[arg(long, value_name = "N")]
+        jobs: Option<usize>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -36,5 +87,33 @@ fn main() -> Result<()> {
     match arguments.command {
         Task::Setup => setup::run(&lab),
         Task::Build { fault_injection } => build::run(&lab, fault_injection),
+        Task::Demo {
+            from,
+            to,
+            kernel,
+            strategy,
+        } => demo::run(
+            &lab,
+            &demo::Wish {
+                from,
+                to,
+                kernel,
+                strategy,
+            },
+        ),
+        Task::Test => test::run(&lab),
+        Task::E2e {
+            list,
+            fast,
+            only,
+            jobs,
+        } => {
+            let selection = e2e::Selection { fast, only, jobs };
+            if list {
+                e2e::list(&selection)
+            } else {
+                e2e::run_command(&lab, &selection)
+            }
+        }
     }
 }

@@ -1,0 +1,63 @@
+# Used by the scripts of both kernels.
+
+say() {
+    echo "KLEAP-LAB: $*"
+}
+
+# The value of kleap_lab.NAME on the kernel's command line.
+word() {
+    for argument in $(cat /proc/cmdline); do
+        case "$argument" in
+        "kleap_lab.$1="*) echo "${argument#*=}" ;;
+        esac
+    done
+}
+
+# finish ok | finish fail REASON: prints the verdict and ends the machine.
+finish() {
+    if [ "$1" = ok ]; then
+        say "token=$token verdict=ok"
+    else
+        shift
+        say "token=$token verdict=fail reason=$*"
+    fi
+    poweroff -f
+    # Until the machine is off.
+    sleep 60
+}
+
+# Runs a command with its output on the console; its exit code is kept in $code.
+run() {
+    say "run $*"
+    "$@"
+    code=$?
+    say "exit $code"
+    return $code
+}
+
+# Runs a command that must succeed.
+must() {
+    run "$@" || finish fail "'$*' failed with exit code $code"
+}
+
+# refuse TEXT COMMAND...: the command must fail, say TEXT, and leave the machine as it was.
+refuse() {
+    text=$1
+    shift
+    before=$(state)
+    say "run $*"
+    "$@" >/run/output 2>&1
+    code=$?
+    cat /run/output
+    say "exit $code"
+    [ $code -ne 0 ] || finish fail "'$*' succeeded, but must be refused"
+    [ $code -lt 128 ] || finish fail "'$*' died of a signal: exit code $code"
+    grep -qiE -- "$text" /run/output || finish fail "the refusal does not say '$text'"
+    after=$(state)
+    [ "$before" = "$after" ] || finish fail "the refusal changed the machine: $before, then $after"
+}
+
+# What a command that did nothing must not have changed.
+state() {
+    echo "kexec_loaded=$(cat /sys/kernel/kexec_loaded) $(kleap-guest hugepages | tr '\n' ' ')"
+}

@@ -1,0 +1,36 @@
+#!/bin/sh
+# PID 1 of every machine of the lab, in the first kernel and in the second.
+#
+# What it does is chosen by words of the kernel's command line:
+#   kleap_lab.role=first      run /lab/script.sh, which loads and executes the second kernel
+#   kleap_lab.role=second     check what arrived, print the verdict, power off
+#   kleap_lab.token=...       printed with the verdict, so that no earlier run can be mistaken for it
+#   kleap_lab.initrd_sha256=  what the second kernel's initrd must be, in physical memory
+#   kleap_lab.cpus=N          how many CPUs must be online
+# Lines for the harness start with "KLEAP-LAB: ".
+
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir -p /tmp /dev/pts
+
+. /lab/functions.sh
+
+role=$(word role)
+token=$(word token)
+say "role=$role kernel=$(uname -r) up_s=$(cut -d ' ' -f 1 /proc/uptime)"
+
+case "$role" in
+first)
+    . /lab/script.sh
+    finish fail "the first kernel's script ended"
+    ;;
+second)
+    . /lab/second.sh
+    ;;
+*)
+    finish fail "kleap_lab.role is '$role', not first or second"
+    ;;
+esac

@@ -1,0 +1,210 @@
+//! `cargo xtask demo`: one hand-over, told as it happens, ending with where its time went.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Result, bail, ensure};
+
+use crate::lab::Lab;
+use crate::qemu::Line;
+use crate::rows::{self, Row, Strategy};
+use crate::run::{self, Assets, KERNEL_ENTRY};
+use crate::setup::KERNELS;
+
+/// How much of the console's last line is shown below the story.
+const STATUS_COLUMNS: usize = 100;
+
+/// What the user asks for.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    /// The first kernel's name.
+    pub(crate) from: String,
+    /// The second kernel's name.
+    pub(crate) to: String,
+    /// A second kernel of the user's own.
+    pub(crate) kernel: Option<PathBuf>,
+    /// Forced, or the command's own choice.
+    pub(crate) strategy: Strategy,
+}
+
+/// Shows a hand-over.
+pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
+    let mut row = Row::hand_over(
+        known_name(&wish.from)?,
+        known_name(&wish.to)?,
+        rows::EL2_A57,
+        wish.strategy,
+    );
+    // Pages of 16K are more than a Cortex-A57 can do.
+    if [row.first, row.second]
+        .iter()
+        .any(|name| name.ends_with("16k"))
+    {
+        row.kind = rows::VHE_N1;
+    }
+    row.name = "demo".to_owned();
+    let mut assets = Assets::prepare(lab, std::slice::from_ref(&row))?;
+    if let Some(kernel) = &wish.kernel {
+        ensure!(kernel.is_file(), "{} is not a file", kernel.display());
+        row.second = YOURS;
+        assets.set_kernel(YOURS, kernel.canonicalize()?);
+    }
+    println!(
+        "\nfrom Debian's kernel {} to {}, {} CPUs, {} MB of memory, {} in QEMU",
+        row.first,
+        wish.kernel.as_ref().map_or_else(
+            || format!("Debian's kernel {}", row.second),
+            |path| path.display().to_string()
+        ),
+        row.cpus,
+        row.memory_mb,
+        row.kind.cpu,
+    );
+    let mut story = Story::new();
+    let outcome = run::row(lab, &assets, &row, &mut |line| story.tell(line));
+    story.end();
+    if let Some(text) = outcome.failure {
+        bail!("the hand-over failed: {text}");
+    }
+    println!();
+    for line in &outcome.seen.report {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// The name under which a file of the user's is known.
+const YOURS: &str = "the given kernel";
+
+fn known_name(name: &str) -> Result<&'static str> {
+    match KERNELS.iter().find(|kernel| kernel.name == name) {
+        Some(kernel) => Ok(kernel.name),
+        None => {
+            let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
+            bail!(
+                "no kernel is called {name}; there are: {}",
+                names.join(", ")
+            )
+        }
+    }
+}
+
+/// Turns the console into a few lines, and shows its last line below them on a terminal.
+#[derive(Debug)]
+struct Story {
+    terminal: bool,
+    kernels: usize,
+    in_command: bool,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self {
+            terminal: io::stdout().is_terminal(),
+            kernels: 0,
+            in_command: false,
+        }
+    }
+
+    fn tell(&mut self, line: &Line) {
+        match self.understand(line) {
+            Some(text) => {
+                self.clear();
+                println!("{:7.2} s  {text}", line.at.as_secs_f64());
+            }
+            None if self.terminal => {
+                let text: String = line.text.chars().take(STATUS_COLUMNS).collect();
+                print!(
+                    "\r\x1b[K\x1b[2m{:7.2} s  {text}\x1b[0m",
+                    line.at.as_secs_f64()
+                );
+            }
+            None => {}
+        }
+        // A closed pipe shows at the next line.
+        let _ = io::stdout().flush();
+    }
+
+    fn understand(&mut self, line: &Line) -> Option<String> {
+        if line.text.contains(KERNEL_ENTRY) {
+            self.kernels += 1;
+            let which = if self.kernels == 1 { "first" } else { "second" };
+            return Some(format!("the {which} kernel is entered"));
+        }
+        let Some(said) = run::lab_value(line, "") else {
+            let shown = self.in_command && !run::is_kernel_message(&line.text);
+            return shown.then(|| format!("  {}", line.text));
+        };
+        self.in_command = false;
+        if let Some(command) = said.strip_prefix("run ") {
+            self.in_command = true;
+            // The second kernel's command line is long and not the point.
+            let shown = command.split(" --command-line").next().unwrap_or(command);
+            return Some(format!("$ {shown}"));
+        }
+        if let Some(rest) = said.strip_prefix("role=") {
+            let (role, rest) = rest.split_once(' ')?;
+            return Some(format!("the {role} kernel runs its init: {rest}"));
+        }
+        if let Some(rest) = said.strip_prefix("initrd sha256=") {
+            let rest = rest.split_once(' ').map_or("", |(_, rest)| rest);
+            return Some(format!(
+                "the second kernel's initrd is what was loaded: {rest}"
+            ));
+        }
+        if said.starts_with("cpus=") {
+            return Some(format!("CPUs online: {}", said.trim_start_matches("cpus=")));
+        }
+        if said.contains("verdict=") || said.starts_with("suspicious") {
+            let text = said.split_once(' ').map_or(said, |(_, text)| text);
+            return Some(text.to_owned());
+        }
+        None
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            print!("\r\x1b[K");
+        }
+    }
+
+    fn end(&self) {
+        self.clear();
+        let _ = io::stdout().flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_story_leaves_out_what_kernels_say() {
+        let mut story = Story::new();
+        let mut told = |text: &str| {
+            story.understand(&Line {
+                at: Duration::ZERO,
+                text: text.to_owned(),
+            })
+        };
+        assert_eq!(
+            told("[    0.000000] Booting Linux on physical CPU 0x0").unwrap(),
+            "the first kernel is entered"
+        );
+        assert_eq!(told("[    1.000000] random: ready"), None);
+        assert_eq!(
+            told("KLEAP-LAB: run kleap load a --command-line 'x'").unwrap(),
+            "$ kleap load a"
+        );
+        assert_eq!(told("placed 3 pieces").unwrap(), "  placed 3 pieces");
+        assert_eq!(told("[    2.000000] noise"), None);
+        assert_eq!(told("KLEAP-LAB: exit 0"), None);
+        assert_eq!(told("anything"), None);
+        assert_eq!(
+            told("[    0.000000] Booting Linux on physical CPU 0x0").unwrap(),
+            "the second kernel is entered"
+        );
+    }
+}

@@ -1,0 +1,297 @@
+//! The file systems that the lab's machines start with.
+//!
+//! A machine's first initramfs holds the second kernel and the second initrd, and the second initrd
+//! is itself an initramfs with the same `/init`. Both are written in one pass for each run and
+//! removed after it. Rejected: keeping them for the next run. Both hold the command under test, so
+//! each build of it would leave gigabytes behind, and writing one costs a second.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::cpio::Archive;
+
+/// What busybox is called in a machine.
+const APPLETS: &[&str] = &[
+    "awk",
+    "cat",
+    "chmod",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "dmesg",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "free",
+    "grep",
+    "gzip",
+    "gunzip",
+    "head",
+    "hexdump",
+    "kill",
+    "ln",
+    "ls",
+    "mkdir",
+    "mount",
+    "mv",
+    "nproc",
+    "od",
+    "poweroff",
+    "printf",
+    "ps",
+    "reboot",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "setsid",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "sync",
+    "tail",
+    "tee",
+    "test",
+    "time",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "truncate",
+    "umount",
+    "uname",
+    "uniq",
+    "usleep",
+    "wc",
+    "xxd",
+    "zcat",
+    "su",
+    "setpriv",
+    "chown",
+    "id",
+    "mknod",
+    "sysctl",
+    "tac",
+    "cmp",
+    "which",
+];
+/// The scripts inside a machine.
+const INIT: &[u8] = include_bytes!("../guest-scripts/init.sh");
+const FUNCTIONS: &[u8] = include_bytes!("../guest-scripts/functions.sh");
+const SECOND: &[u8] = include_bytes!("../guest-scripts/second.sh");
+/// Starts the padding's generator; any value will do as long as it stays.
+const PADDING_SEED: u64 = 0x6b6c_6561_7000_0001;
+/// The file that makes the second initrd as large as wanted.
+const PADDING_NAME: &str = "lab/padding";
+/// Large enough that writing is not what a row waits for.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// The programs that every machine has.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// Static busybox.
+    pub(crate) busybox: PathBuf,
+    /// The command under test, or its variant.
+    pub(crate) kleap: PathBuf,
+    /// The helper.
+    pub(crate) guest: PathBuf,
+}
+
+/// What the first kernel is to hand over to.
+#[derive(Debug, Clone)]
+pub(crate) struct Payload {
+    /// The second kernel.
+    pub(crate) image: PathBuf,
+    /// The second initrd is padded until it and the Image have this size together, or not at all
+    /// where they are larger anyway.
+    pub(crate) total_bytes: u64,
+}
+
+/// The second initrd as it was written.
+#[derive(Debug, Clone)]
+pub(crate) struct SecondInitrd {
+    /// Its SHA-256, as hex digits.
+    pub(crate) sha256: String,
+    /// Its size.
+    pub(crate) size_bytes: u64,
+}
+
+/// Files of one row, beside its script.
+pub(crate) type ExtraFiles = Vec<(String, Vec<u8>)>;
+
+/// Writes the first initramfs. The script is made last, because it names the second initrd's digest.
+pub(crate) fn write_first(
+    path: &Path,
+    programs: &Programs,
+    payload: &Payload,
+    script: impl FnOnce(&SecondInitrd) -> Result<(String, ExtraFiles)>,
+) -> Result<SecondInitrd> {
+    let base = base(programs)?;
+    let mut image = File::open(&payload.image)
+        .with_context(|| format!("cannot open {}", payload.image.display()))?;
+    let image_bytes = image
+        .metadata()
+        .context("cannot examine the second kernel")?
+        .len();
+    let mut initrd =
+        SecondInitrdReader::new(&base, payload.total_bytes.saturating_sub(image_bytes))
+            .context("cannot lay out the second initrd")?;
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut sink = BufWriter::with_capacity(BUFFER_BYTES, file);
+    let mut write = || -> io::Result<()> {
+        sink.write_all(&base)?;
+        let mut archive = Archive::new(&mut sink);
+        archive.directory("payload")?;
+        archive.stream("payload/Image", image_bytes, &mut image)?;
+        archive.stream("payload/initrd", initrd.size_bytes, &mut initrd)?;
+        archive.finish()?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    let size_bytes = initrd.size_bytes;
+    let second = SecondInitrd {
+        sha256: hex(&initrd.digest.finalize()),
+        size_bytes,
+    };
+    let (script, extra_files) = script(&second)?;
+    let mut write = || -> io::Result<()> {
+        let mut archive = Archive::new(&mut sink);
+        archive.file("lab/script.sh", script.as_bytes())?;
+        for (name, content) in &extra_files {
+            archive.file(name, content)?;
+        }
+        archive.finish()?;
+        sink.flush()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(second)
+}
+
+/// The second initrd, made while it is read: base, padding's header, padding, trailer.
+struct SecondInitrdReader<'base> {
+    stream: Box<dyn Read + 'base>,
+    size_bytes: u64,
+    digest: Sha256,
+}
+
+impl<'base> SecondInitrdReader<'base> {
+    fn new(base: &'base [u8], wanted_bytes: u64) -> io::Result<Self> {
+        // An archive with one empty file is a header and a trailer; the padding goes between them.
+        let mut empty = Vec::new();
+        let mut archive = Archive::new(&mut empty);
+        archive.stream(PADDING_NAME, 0, &mut io::empty())?;
+        archive.finish()?;
+        let fixed_bytes = (base.len() + empty.len()) as u64;
+        // A multiple of the format's alignment, so that nothing has to be added after it.
+        let padding_bytes = wanted_bytes.saturating_sub(fixed_bytes) / 4 * 4;
+        let mut header = Vec::new();
+        let mut archive = Archive::new(&mut header);
+        archive.header_of_file(PADDING_NAME, padding_bytes)?;
+        let trailer = empty.split_off(header.len());
+        let stream = base
+            .chain(io::Cursor::new(header))
+            .chain(Incompressible(PADDING_SEED).take(padding_bytes))
+            .chain(io::Cursor::new(trailer));
+        Ok(Self {
+            stream: Box::new(stream),
+            size_bytes: fixed_bytes + padding_bytes,
+            digest: Sha256::new(),
+        })
+    }
+}
+
+impl Read for SecondInitrdReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        self.digest.update(buffer.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+}
+
+/// The small part, the same in the first and in the second file system.
+fn base(programs: &Programs) -> Result<Vec<u8>> {
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut bytes = Vec::new();
+    let mut archive = Archive::new(&mut bytes);
+    for name in ["bin", "dev", "lab", "proc", "run", "sys", "tmp"] {
+        archive.directory(name)?;
+    }
+    archive.file("init", INIT)?;
+    archive.file("lab/functions.sh", FUNCTIONS)?;
+    archive.file("lab/second.sh", SECOND)?;
+    archive.file("bin/busybox", &read(&programs.busybox)?)?;
+    archive.file("bin/kleap", &read(&programs.kleap)?)?;
+    archive.file("bin/kleap-guest", &read(&programs.guest)?)?;
+    for applet in APPLETS {
+        archive.link(&format!("bin/{applet}"), "busybox")?;
+    }
+    archive.finish()?;
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes that no page of which is like another and that nothing can compress away, the same in
+/// every run: splitmix64.
+#[derive(Debug)]
+struct Incompressible(u64);
+
+impl Read for Incompressible {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        for chunk in buffer.chunks_mut(8) {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = self.0;
+            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            word ^= word >> 31;
+            let bytes = word.to_le_bytes();
+            chunk.copy_from_slice(bytes.get(..chunk.len()).unwrap_or(&bytes));
+        }
+        Ok(buffer.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_initrd_has_the_wanted_size() {
+        let base = [7; 1000];
+        for wanted_bytes in [0_u64, 1000, 5000, 100_001] {
+            let mut reader = SecondInitrdReader::new(&base, wanted_bytes).unwrap();
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes.len() as u64, reader.size_bytes);
+            assert_eq!(hex(&reader.digest.finalize()), hex(&Sha256::digest(&bytes)));
+            if wanted_bytes > 2000 {
+                assert!(wanted_bytes - reader.size_bytes < 4);
+            }
+            assert_eq!(&bytes[..1000], &base);
+            let trailer = String::from_utf8_lossy(&bytes[bytes.len() - 124..]).into_owned();
+            assert!(trailer.starts_with("070701"), "{trailer}");
+        }
+    }
+
+    #[test]
+    fn padding_is_the_same_in_every_run() {
+        let mut one = [0; 64];
+        let mut two = [0; 64];
+        Incompressible(PADDING_SEED).read_exact(&mut one).unwrap();
+        Incompressible(PADDING_SEED).read_exact(&mut two).unwrap();
+        assert_eq!(one, two);
+        assert_ne!(one[..32], one[32..]);
+    }
+}

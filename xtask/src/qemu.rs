@@ -1,0 +1,364 @@
+//! A virtual machine: started, listened to, and never left behind.
+//!
+//! The serial console is QEMU's standard output, read by a thread that stamps each line with the
+//! host's clock. Expectations are matched against those lines with deadlines; a line that means
+//! that the kernel is lost ends the wait at once. QEMU is killed when the [`Machine`] is dropped,
+//! and by the kernel (`setpriv --pdeathsig`) when this program dies without dropping anything.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab;
+use crate::qmp::{Event, Qmp};
+use crate::toolchain::QemuSystem;
+
+/// Multiplies every deadline, for machines that are slow or busy.
+const SLOWDOWN_VARIABLE: &str = "KLEAP_LAB_SLOWDOWN";
+/// Lines that no kernel of the lab prints while it works.
+const LOST: &[&str] = &[
+    "Kernel panic - not syncing",
+    "Internal error: Oops",
+    "Unable to handle kernel",
+    "kernel BUG at",
+    "Attempted to kill init",
+];
+/// After such a line, what else the kernel says is collected for so long.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+/// How many lines of the console a failure shows.
+const SHOWN_LINES: usize = 60;
+/// How long QEMU may take to end once it was told to.
+const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+/// How often QEMU is asked whether it has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Description {
+    /// `-cpu`.
+    pub(crate) cpu: String,
+    /// Whether the machine has EL2.
+    pub(crate) virtualization: bool,
+    /// How many CPUs.
+    pub(crate) cpus: u32,
+    /// How much memory.
+    pub(crate) memory_mb: u32,
+    /// The first kernel.
+    pub(crate) kernel: PathBuf,
+    /// Its initrd.
+    pub(crate) initrd: PathBuf,
+    /// Its command line.
+    pub(crate) command_line: String,
+    /// Whether to open a socket for the debugger, and to wait for it.
+    pub(crate) debugger: bool,
+}
+
+/// A line of the serial console.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    /// When it ended, since QEMU was started.
+    pub(crate) at: Duration,
+    /// Without line end and control characters.
+    pub(crate) text: String,
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    child: Child,
+    qmp: Qmp,
+    events: Vec<Event>,
+    lines: Receiver<Line>,
+    history: Vec<Line>,
+    run_directory: PathBuf,
+    #[allow(
+        dead_code,
+        reason = "keeps the sockets' path valid; read by `debugger_socket`"
+    )]
+    run_handle: File,
+    log: PathBuf,
+    slowdown: f64,
+}
+
+impl Machine {
+    /// Starts a machine. `run_directory` is its own, for sockets; `log` gets the console.
+    pub(crate) fn start(
+        qemu: &QemuSystem,
+        description: &Description,
+        run_directory: &Path,
+        log: &Path,
+    ) -> Result<Self> {
+        lab::fresh_directory(run_directory)?;
+        if let Some(directory) = log.parent() {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let mut log_file =
+            File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+        // Names of sockets are limited to 107 bytes and a work tree may be deep, so they are
+        // relative for QEMU and go by way of a file descriptor here.
+        let run_handle = File::open(run_directory).context("cannot open the run directory")?;
+        let words = command_words(qemu, description);
+        writeln!(log_file, "# {}", words.join(" ")).context("cannot write the log")?;
+        let errors = File::create(run_directory.join("stderr")).context("cannot create a log")?;
+        let (program, arguments) = words
+            .split_first()
+            .context("QEMU's command line is empty")?;
+        let started = Instant::now();
+        let mut child = Command::new(program)
+            .args(arguments)
+            .current_dir(run_directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        let stdout = child.stdout.take().context("QEMU has no output")?;
+        let (sender, lines) = mpsc::channel();
+        // Ends when QEMU closes its output.
+        thread::spawn(move || {
+            let mut reader = BufReader::new(stdout);
+            let mut bytes = Vec::new();
+            while let Ok(count) = reader.read_until(b'\n', &mut bytes) {
+                if count == 0 {
+                    break;
+                }
+                let at = started.elapsed();
+                let text: String = String::from_utf8_lossy(&bytes)
+                    .chars()
+                    .filter(|letter| !letter.is_control() || *letter == '\t')
+                    .collect();
+                let _ = writeln!(log_file, "{:9.3} {text}", at.as_secs_f64());
+                if sender.send(Line { at, text }).is_err() {
+                    break;
+                }
+                bytes.clear();
+            }
+        });
+        let socket = descriptor_path(&run_handle, "qmp");
+        let qmp = match Qmp::connect(&socket) {
+            Ok(qmp) => qmp,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let text = fs::read_to_string(run_directory.join("stderr")).unwrap_or_default();
+                return Err(error.context(format!("QEMU did not start: {}", text.trim())));
+            }
+        };
+        Ok(Self {
+            child,
+            qmp,
+            events: Vec::new(),
+            lines,
+            history: Vec::new(),
+            run_directory: run_directory.to_path_buf(),
+            run_handle,
+            log: log.to_path_buf(),
+            slowdown: slowdown(),
+        })
+    }
+
+    /// The emulator's own word.
+    #[allow(
+        dead_code,
+        reason = "for rows that look into the machine, and for debugging them"
+    )]
+    pub(crate) fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    #[allow(dead_code, reason = "for the row that shows the relocator's registers")]
+    /// The path by which the debugger's socket can be reached.
+    pub(crate) fn debugger_socket(&self) -> PathBuf {
+        descriptor_path(&self.run_handle, "gdb")
+    }
+
+    /// Everything the console showed.
+    pub(crate) fn history(&self) -> &[Line] {
+        &self.history
+    }
+
+    /// Waits for a line that `found` accepts. `on_line` sees every line, the accepted one included.
+    pub(crate) fn wait_for<T>(
+        &mut self,
+        what: &str,
+        deadline_ms: u64,
+        mut on_line: impl FnMut(&Line),
+        mut found: impl FnMut(&Line) -> Option<T>,
+    ) -> Result<T> {
+        let began = Instant::now();
+        let mut limit = Duration::from_millis(deadline_ms).mul_f64(self.slowdown);
+        let mut lost: Option<String> = None;
+        loop {
+            let left = limit.saturating_sub(began.elapsed());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.history.push(line.clone());
+                    on_line(&line);
+                    if let Some(value) = found(&line) {
+                        return Ok(value);
+                    }
+                    if lost.is_none() && LOST.iter().any(|text| line.text.contains(text)) {
+                        lost = Some(line.text);
+                        limit = began.elapsed() + LAST_WORDS;
+                    }
+                }
+                Err(reason) => {
+                    if let Some(text) = lost {
+                        bail!("waiting for {what}: the kernel is lost: {text}");
+                    }
+                    match reason {
+                        RecvTimeoutError::Timeout => bail!(
+                            "waiting for {what}: nothing after {:.0} s ({SLOWDOWN_VARIABLE}=2 \
+                             doubles every deadline)",
+                            limit.as_secs_f64()
+                        ),
+                        RecvTimeoutError::Disconnected => {
+                            let end = self.end_reason()?;
+                            bail!("waiting for {what}: the machine ended ({end})")
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until the machine has ended by itself and gives the reason in QEMU's words, such as
+    /// `guest-shutdown` or `guest-reset`.
+    pub(crate) fn wait_for_end(
+        &mut self,
+        deadline_ms: u64,
+        mut on_line: impl FnMut(&Line),
+    ) -> Result<String> {
+        let began = Instant::now();
+        let limit = Duration::from_millis(deadline_ms).mul_f64(self.slowdown);
+        loop {
+            let left = limit.saturating_sub(began.elapsed());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.history.push(line.clone());
+                    on_line(&line);
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.end_reason(),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!(
+                        "the machine did not end within {:.0} s",
+                        limit.as_secs_f64()
+                    )
+                }
+            }
+        }
+    }
+
+    /// Why the machine ended, once its console is closed.
+    fn end_reason(&mut self) -> Result<String> {
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for QEMU")? {
+                break status;
+            }
+            if began.elapsed() > QUIT_DEADLINE {
+                bail!("QEMU closed the console but does not end");
+            }
+            thread::sleep(POLL_INTERVAL);
+        };
+        self.events.extend(self.qmp.take_events());
+        let shutdown = self
+            .events
+            .iter()
+            .rev()
+            .find(|event| event.name == "SHUTDOWN");
+        match shutdown {
+            Some(event) => Ok(event.reason.clone()),
+            None => {
+                let path = self.run_directory.join("stderr");
+                let text = fs::read_to_string(path).unwrap_or_default();
+                bail!("QEMU ended without a shutdown ({status}): {}", text.trim())
+            }
+        }
+    }
+
+    /// The end of the console, for a failure.
+    pub(crate) fn last_lines(&mut self) -> String {
+        self.history.extend(self.lines.try_iter());
+        let skipped = self.history.len().saturating_sub(SHOWN_LINES);
+        let mut text = String::new();
+        for line in self.history.iter().skip(skipped) {
+            text.push_str(&format!("  {:9.3} {}\n", line.at.as_secs_f64(), line.text));
+        }
+        text.push_str(&format!("the whole console: {}\n", self.log.display()));
+        text
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // Not QMP's `quit`: it waits for an answer, and nothing in the machine is worth saving.
+            let _ = self.child.kill();
+        }
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.run_directory);
+    }
+}
+
+/// A name inside an open directory, short enough for a socket's address.
+fn descriptor_path(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+/// How much longer everything may take.
+fn slowdown() -> f64 {
+    env::var(SLOWDOWN_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse::<f64>().ok())
+        .filter(|value| value.is_finite() && *value >= 1.0)
+        .unwrap_or(1.0)
+}
+
+/// QEMU's command line.
+fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
+    let virtualization = if description.virtualization {
+        "on"
+    } else {
+        "off"
+    };
+    let mut words: Vec<String> = ["setpriv", "--pdeathsig", "KILL"].map(str::to_owned).into();
+    words.extend(qemu.words.iter().cloned());
+    let mut add = |option: &str, value: String| {
+        words.push(option.to_owned());
+        words.push(value);
+    };
+    add(
+        "-M",
+        format!("virt,gic-version=3,virtualization={virtualization}"),
+    );
+    add("-cpu", description.cpu.clone());
+    add("-smp", description.cpus.to_string());
+    add("-m", format!("{}M", description.memory_mb));
+    add("-accel", "tcg,thread=multi".to_owned());
+    // The default network card wants a ROM that Debian's package lacks.
+    add("-nic", "none".to_owned());
+    add("-display", "none".to_owned());
+    add("-monitor", "none".to_owned());
+    add("-serial", "stdio".to_owned());
+    add("-qmp", "unix:qmp,server=on,wait=off".to_owned());
+    add("-kernel", description.kernel.display().to_string());
+    add("-initrd", description.initrd.display().to_string());
+    add("-append", description.command_line.clone());
+    if description.debugger {
+        add("-gdb", "unix:gdb,server=on,wait=off".to_owned());
+        words.push("-S".to_owned());
+    }
+    // A reset ends the machine, with an event that says so.
+    words.push("-no-reboot".to_owned());
+    words
+}

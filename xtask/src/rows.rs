@@ -1,0 +1,413 @@
+//! The matrix: which hand-overs are tried, and what each must end with.
+//!
+//! A row is data: a machine, two kernels, a payload, a script for the first kernel, and what must be
+//! seen from outside. The whole product of all choices would take days, so every pair of kernels
+//! meets every kind of machine and both strategies with the small payload and four CPUs; the large
+//! payload and the single CPU then meet every pair of kernels once or twice, on machines taken in
+//! turn.
+
+use crate::initramfs::SecondInitrd;
+
+/// Image and initrd together, as in the measurements that this project started from.
+pub(crate) const SMALL_PAYLOAD_BYTES: u64 = 47_000_000;
+/// The larger of those payloads.
+pub(crate) const LARGE_PAYLOAD_BYTES: u64 = 380_000_000;
+/// Memory of a machine for the small payload.
+const SMALL_MEMORY_MB: u32 = 2048;
+/// For the large one, which the first kernel holds three times: initramfs, files, huge pages.
+const LARGE_MEMORY_MB: u32 = 4096;
+/// How many CPUs most rows have.
+const USUAL_CPUS: u32 = 4;
+/// Every kernel's command line starts with this. A panic ends the machine.
+const COMMON_WORDS: &str = "console=ttyAMA0 panic=1 oops=panic rdinit=/init";
+
+/// A kind of machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    /// Its name in rows.
+    pub(crate) name: &'static str,
+    /// `-cpu`.
+    pub(crate) cpu: &'static str,
+    /// Whether it has EL2.
+    pub(crate) virtualization: bool,
+    /// Words for both kernels' command lines.
+    pub(crate) kernel_words: &'static str,
+}
+
+/// EL2 without VHE: a v8.0 CPU.
+pub(crate) const EL2_A57: Kind = Kind {
+    name: "el2-a57",
+    cpu: "cortex-a57",
+    virtualization: true,
+    kernel_words: "",
+};
+/// EL1 only, as in a guest.
+pub(crate) const EL1_A57: Kind = Kind {
+    name: "el1-a57",
+    cpu: "cortex-a57",
+    virtualization: false,
+    kernel_words: "",
+};
+/// EL2 with VHE.
+pub(crate) const VHE_N1: Kind = Kind {
+    name: "vhe-n1",
+    cpu: "neoverse-n1",
+    virtualization: true,
+    kernel_words: "",
+};
+/// EL2 with VHE and everything QEMU has. Its own algorithm for pointer authentication instead of
+/// the architecture's, which takes half of the emulator's time and proves nothing here.
+pub(crate) const VHE_MAX: Kind = Kind {
+    name: "vhe-max",
+    cpu: "max,pauth-impdef=on",
+    virtualization: true,
+    kernel_words: "",
+};
+/// EL1 on a CPU with 16K pages, which a Cortex-A57 lacks.
+const EL1_N1: Kind = Kind {
+    name: "el1-n1",
+    cpu: "neoverse-n1",
+    virtualization: false,
+    kernel_words: "",
+};
+/// EL2 with VHE that the kernel does not use, for kernels with 16K pages.
+const NVHE_N1: Kind = Kind {
+    name: "nvhe-n1",
+    cpu: "neoverse-n1",
+    virtualization: true,
+    kernel_words: "kvm-arm.mode=nvhe",
+};
+
+/// How the payload reaches its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Strategy {
+    /// It is there before the reboot.
+    InPlace,
+    /// The relocator moves it.
+    Relocate,
+    /// The command chooses.
+    Auto,
+}
+
+impl Strategy {
+    /// As the command spells it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::InPlace => "in-place",
+            Self::Relocate => "relocate",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+/// What the first kernel does.
+#[derive(Debug, Clone)]
+pub(crate) enum Script {
+    /// Loads and executes.
+    HandOver(Strategy),
+    /// Tries to load, which must fail with a message that matches this extended regular expression.
+    Refuse(&'static str),
+}
+
+/// How the machine must end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// A kernel says `verdict=ok` with the run's token and powers off.
+    Verdict,
+    /// The machine resets itself after a line with this text, and no second kernel is seen.
+    #[allow(dead_code, reason = "for rows that break a payload on purpose")]
+    Reset {
+        /// What must be on the console.
+        line: &'static str,
+    },
+}
+
+/// One hand-over.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    /// What `--only` selects.
+    pub(crate) name: String,
+    /// The machine.
+    pub(crate) kind: Kind,
+    /// How many CPUs.
+    pub(crate) cpus: u32,
+    /// How much memory.
+    pub(crate) memory_mb: u32,
+    /// The first kernel's name.
+    pub(crate) first: &'static str,
+    /// The second kernel's name.
+    pub(crate) second: &'static str,
+    /// More words for the first kernel.
+    pub(crate) first_words: &'static str,
+    /// Image and initrd together.
+    pub(crate) payload_bytes: u64,
+    /// Whether the command is the variant with switches that break things.
+    pub(crate) fault_injection: bool,
+    /// What the first kernel does.
+    pub(crate) script: Script,
+    /// How the machine must end.
+    pub(crate) end: End,
+    /// Whether `--fast` includes it.
+    pub(crate) fast: bool,
+}
+
+impl Row {
+    /// A hand-over with the small payload and the usual number of CPUs.
+    pub(crate) fn hand_over(
+        first: &'static str,
+        second: &'static str,
+        kind: Kind,
+        strategy: Strategy,
+    ) -> Self {
+        let row = Self {
+            name: String::new(),
+            kind,
+            cpus: USUAL_CPUS,
+            memory_mb: SMALL_MEMORY_MB,
+            first,
+            second,
+            first_words: "",
+            payload_bytes: SMALL_PAYLOAD_BYTES,
+            fault_injection: false,
+            script: Script::HandOver(strategy),
+            end: End::Verdict,
+            fast: false,
+        };
+        row.named()
+    }
+
+    fn refusal(
+        first: &'static str,
+        second: &'static str,
+        kind: Kind,
+        why: &str,
+        text: &'static str,
+    ) -> Self {
+        let mut row = Self::hand_over(first, second, kind, Strategy::Auto);
+        row.script = Script::Refuse(text);
+        row.name = format!("{first}-to-{second}/{}/refused-{why}", kind.name);
+        row
+    }
+
+    fn large(mut self) -> Self {
+        self.payload_bytes = LARGE_PAYLOAD_BYTES;
+        self.memory_mb = LARGE_MEMORY_MB;
+        self.named()
+    }
+
+    fn with_cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self.named()
+    }
+
+    fn named(mut self) -> Self {
+        let strategy = match self.script {
+            Script::HandOver(strategy) => strategy.word(),
+            Script::Refuse(_) => "refused",
+        };
+        self.name = format!(
+            "{}-to-{}/{}/{strategy}/{}M/cpus{}",
+            self.first,
+            self.second,
+            self.kind.name,
+            self.payload_bytes / 1_000_000,
+            self.cpus
+        );
+        self
+    }
+
+    /// The first kernel's command line.
+    pub(crate) fn first_command_line(&self, token: &str) -> String {
+        join_words(&[
+            COMMON_WORDS,
+            self.kind.kernel_words,
+            self.first_words,
+            "kleap_lab.role=first",
+            &format!("kleap_lab.token={token}"),
+        ])
+    }
+
+    /// The second kernel's command line.
+    pub(crate) fn second_command_line(&self, token: &str, initrd: &SecondInitrd) -> String {
+        join_words(&[
+            COMMON_WORDS,
+            self.kind.kernel_words,
+            // The first line of the second kernel is then seen when it is written.
+            "earlycon",
+            "retain_initrd",
+            "kleap_lab.role=second",
+            &format!("kleap_lab.token={token}"),
+            &format!("kleap_lab.initrd_sha256={}", initrd.sha256),
+            &format!("kleap_lab.cpus={}", self.cpus),
+        ])
+    }
+
+    /// The first kernel's script.
+    pub(crate) fn script_text(&self, token: &str, initrd: &SecondInitrd) -> String {
+        let command_line = self.second_command_line(token, initrd);
+        let load = |strategy: Strategy| {
+            format!(
+                "kleap load /payload/Image --initrd /payload/initrd --strategy {} \
+                 --command-line '{command_line}'",
+                strategy.word()
+            )
+        };
+        match &self.script {
+            Script::HandOver(strategy) => format!(
+                "say payload initrd_bytes={}\nmust {}\nsay loaded\nrun kleap status\nsay executing\nrun kleap exec\n\
+                 finish fail 'kleap exec came back'\n",
+                initrd.size_bytes,
+                load(*strategy)
+            ),
+            Script::Refuse(text) => {
+                format!("refuse '{text}' {}\nfinish ok\n", load(Strategy::Auto))
+            }
+        }
+    }
+}
+
+fn join_words(words: &[&str]) -> String {
+    words
+        .iter()
+        .filter(|word| !word.is_empty())
+        .copied()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Pairs of kernels with 4K pages.
+const PAIRS_4K: &[(&str, &str)] = &[
+    ("5.10", "5.10"),
+    ("6.1", "6.1"),
+    ("6.12", "6.12"),
+    ("7.3", "7.3"),
+    ("5.10", "7.3"),
+    ("7.3", "5.10"),
+];
+/// Pairs with a kernel with 16K pages.
+const PAIRS_16K: &[(&str, &str)] = &[
+    ("6.12-16k", "6.12-16k"),
+    ("6.12-16k", "6.1"),
+    ("6.1", "6.12-16k"),
+];
+/// Machines for kernels with 4K pages.
+const KINDS_4K: &[Kind] = &[EL2_A57, EL1_A57, VHE_N1, VHE_MAX];
+/// Machines for kernels with 16K pages.
+const KINDS_16K: &[Kind] = &[NVHE_N1, EL1_N1, VHE_N1, VHE_MAX];
+/// Both ways.
+const STRATEGIES: &[Strategy] = &[Strategy::InPlace, Strategy::Relocate];
+/// What keeps 6.12 with 4K pages from crashing in the stock system call where the CPU has LPA2.
+const WITHOUT_LPA2: &str = "arm64.nolva";
+/// Rows of the fast subset: each machine and both strategies.
+const FAST: &[&str] = &[
+    "5.10-to-7.3/el2-a57/in-place/47M/cpus4",
+    "6.12-to-6.12/el1-a57/relocate/47M/cpus4",
+    "6.12-16k-to-6.1/vhe-n1/in-place/47M/cpus4",
+    "7.3-to-5.10/vhe-max/relocate/47M/cpus4",
+    "6.12-to-6.12/vhe-max/refused-lpa2",
+];
+
+/// The system call of 6.12 with 4K pages would take the first kernel down on this machine.
+fn crashes(first: &str, kind: Kind) -> bool {
+    first == "6.12" && kind == VHE_MAX
+}
+
+/// All rows.
+pub(crate) fn all() -> Vec<Row> {
+    let mut rows = Vec::new();
+    let combinations: Vec<(&'static str, &'static str, &'static [Kind])> = PAIRS_4K
+        .iter()
+        .map(|&(first, second)| (first, second, KINDS_4K))
+        .chain(
+            PAIRS_16K
+                .iter()
+                .map(|&(first, second)| (first, second, KINDS_16K)),
+        )
+        .collect();
+    let usable = |row: Row| {
+        let mut row = row;
+        if crashes(row.first, row.kind) {
+            row.first_words = WITHOUT_LPA2;
+        }
+        row
+    };
+    for &(first, second, kinds) in &combinations {
+        for &kind in kinds {
+            for &strategy in STRATEGIES {
+                rows.push(usable(Row::hand_over(first, second, kind, strategy)));
+            }
+        }
+    }
+    // In turn: every pair with every strategy, and every machine several times.
+    for (turn, &(first, second, kinds)) in combinations.iter().enumerate() {
+        for (offset, &strategy) in STRATEGIES.iter().enumerate() {
+            if let Some(&kind) = kinds.get((turn + offset) % kinds.len()) {
+                rows.push(usable(Row::hand_over(first, second, kind, strategy)).large());
+            }
+        }
+        let strategy = STRATEGIES.get(turn % STRATEGIES.len()).copied();
+        if let (Some(strategy), Some(&kind)) = (strategy, kinds.get((turn + 2) % kinds.len())) {
+            rows.push(usable(Row::hand_over(first, second, kind, strategy)).with_cpus(1));
+        }
+    }
+    rows.push(Row::refusal(
+        "6.12",
+        "6.12",
+        VHE_MAX,
+        "lpa2",
+        "LPA2.*arm64\\.nolva",
+    ));
+    rows.push(Row::refusal(
+        "6.1",
+        "6.12-16k",
+        EL2_A57,
+        "16k-pages",
+        "16 ?K",
+    ));
+    for row in &mut rows {
+        row.fast = FAST.contains(&row.name.as_str());
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_select_one_row_each() {
+        let rows = all();
+        let names: BTreeSet<_> = rows.iter().map(|row| &row.name).collect();
+        assert_eq!(names.len(), rows.len());
+        assert!(rows.len() >= 100, "{} rows", rows.len());
+    }
+
+    #[test]
+    fn the_fast_rows_exist() {
+        assert_eq!(all().iter().filter(|row| row.fast).count(), FAST.len());
+    }
+
+    #[test]
+    fn command_lines_fit_the_kernel() {
+        // COMMAND_LINE_SIZE of arm64.
+        let initrd = SecondInitrd {
+            sha256: "0".repeat(64),
+            size_bytes: 0,
+        };
+        for row in all() {
+            assert!(row.second_command_line("0123456789abcdef", &initrd).len() < 2048);
+        }
+    }
+
+    #[test]
+    fn a57_runs_no_kernel_with_16k_pages() {
+        for row in all() {
+            let is_16k = row.first.ends_with("16k") || row.second.ends_with("16k");
+            if is_16k && row.kind.cpu == "cortex-a57" {
+                assert!(matches!(row.script, Script::Refuse(_)), "{}", row.name);
+            }
+        }
+    }
+}

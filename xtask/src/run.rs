@@ -1,0 +1,336 @@
+//! One row, from the files it needs to its verdict.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::build;
+use crate::initramfs::{self, Payload, Programs};
+use crate::lab::Lab;
+use crate::qemu::{Description, Line, Machine};
+use crate::rows::{End, Row};
+use crate::setup;
+use crate::toolchain::{self, QemuSystem, Rust};
+
+/// Until the first kernel's script runs, with a large initramfs on a busy machine.
+const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
+/// From there to the verdict: load, hand-over, boot, digest.
+const VERDICT_DEADLINE_MS: u64 = 420_000;
+/// From the verdict to the end of the machine.
+const END_DEADLINE_MS: u64 = 30_000;
+/// What the scripts print for the harness starts with this.
+pub(crate) const PREFIX: &str = "KLEAP-LAB: ";
+/// The first line of every kernel.
+pub(crate) const KERNEL_ENTRY: &str = "Booting Linux on physical CPU";
+
+/// What rows share.
+#[derive(Debug)]
+pub(crate) struct Assets {
+    qemu: QemuSystem,
+    kernels: BTreeMap<String, PathBuf>,
+    programs: Programs,
+    fault_programs: Option<Programs>,
+}
+
+impl Assets {
+    /// Gets and builds what these rows need.
+    pub(crate) fn prepare(lab: &Lab, rows: &[Row]) -> Result<Self> {
+        let mut kernels = BTreeMap::new();
+        for name in rows.iter().flat_map(|row| [row.first, row.second]) {
+            if !kernels.contains_key(name) {
+                kernels.insert(name.to_owned(), setup::kernel(lab, name)?.image);
+            }
+        }
+        let qemu = toolchain::qemu_system(lab)?;
+        let busybox = setup::busybox(lab)?;
+        let rust = Rust::find(lab)?;
+        let guest = build::program(lab, &rust, build::GUEST)?;
+        let kleap = build::program(lab, &rust, build::KLEAP)?;
+        let programs = Programs {
+            busybox,
+            kleap,
+            guest,
+        };
+        let fault_programs = if rows.iter().any(|row| row.fault_injection) {
+            let kleap = build::program(lab, &rust, build::KLEAP_FAULT)?;
+            Some(Programs {
+                kleap,
+                ..programs.clone()
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            qemu,
+            kernels,
+            programs,
+            fault_programs,
+        })
+    }
+
+    /// Replaces a kernel by a file of the user's.
+    pub(crate) fn set_kernel(&mut self, name: &str, image: PathBuf) {
+        self.kernels.insert(name.to_owned(), image);
+    }
+
+    fn kernel(&self, name: &str) -> Result<&PathBuf> {
+        self.kernels
+            .get(name)
+            .with_context(|| format!("the kernel {name} was not prepared"))
+    }
+}
+
+/// What came of a row.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// The row's name.
+    pub(crate) name: String,
+    /// The failure's text, with the console's end.
+    pub(crate) failure: Option<String>,
+    /// How long it took.
+    pub(crate) duration: Duration,
+    /// What was seen, where it got that far.
+    pub(crate) seen: Seen,
+}
+
+/// What was seen on the console.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Seen {
+    /// From the last line of the first kernel to the first line of the second, by the host's clock.
+    pub(crate) gap: Option<Duration>,
+    /// The lines of `kleap report`.
+    pub(crate) report: Vec<String>,
+    /// `kleap report --json`.
+    pub(crate) json: Option<Value>,
+}
+
+/// Runs a row. `on_line` sees the console.
+pub(crate) fn row(
+    lab: &Lab,
+    assets: &Assets,
+    row: &Row,
+    on_line: &mut dyn FnMut(&Line),
+) -> Outcome {
+    let began = Instant::now();
+    let mut seen = Seen::default();
+    let result = try_row(lab, assets, row, on_line, &mut seen);
+    Outcome {
+        name: row.name.clone(),
+        failure: result.err().map(|error| format!("{error:#}")),
+        duration: began.elapsed(),
+        seen,
+    }
+}
+
+fn try_row(
+    lab: &Lab,
+    assets: &Assets,
+    row: &Row,
+    on_line: &mut dyn FnMut(&Line),
+    seen: &mut Seen,
+) -> Result<()> {
+    let token = token();
+    let run_directory = lab.directory("run")?.join(&token);
+    let initrd = lab.directory("run")?.join(format!("{token}.cpio"));
+    let log = lab
+        .path("logs")
+        .join(format!("{}.log", row.name.replace('/', "_")));
+    let programs = if row.fault_injection {
+        assets
+            .fault_programs
+            .as_ref()
+            .context("the fault-injection variant was not built")?
+    } else {
+        &assets.programs
+    };
+    let payload = Payload {
+        image: assets.kernel(row.second)?.clone(),
+        total_bytes: row.payload_bytes,
+    };
+    let written = initramfs::write_first(&initrd, programs, &payload, |second| {
+        Ok((row.script_text(&token, second), Vec::new()))
+    });
+    // QEMU reads the file while it starts; the guard removes it whatever happens.
+    let _guard = RemovedFile(initrd.clone());
+    written?;
+    let description = Description {
+        cpu: row.kind.cpu.to_owned(),
+        virtualization: row.kind.virtualization,
+        cpus: row.cpus,
+        memory_mb: row.memory_mb,
+        kernel: assets.kernel(row.first)?.clone(),
+        initrd,
+        command_line: row.first_command_line(&token),
+        debugger: false,
+    };
+    let mut machine = Machine::start(&assets.qemu, &description, &run_directory, &log)?;
+    let result = watch(&mut machine, row, &token, on_line);
+    *seen = look_back(machine.history());
+    result.map_err(|error| {
+        anyhow::anyhow!(
+            "{error:#}\n{}to repeat it: cargo xtask e2e --only {}",
+            machine.last_lines(),
+            row.name
+        )
+    })
+}
+
+fn watch(
+    machine: &mut Machine,
+    row: &Row,
+    token: &str,
+    on_line: &mut dyn FnMut(&Line),
+) -> Result<()> {
+    machine.wait_for(
+        "the first kernel's script",
+        FIRST_BOOT_DEADLINE_MS,
+        &mut *on_line,
+        |line| lab_value(line, "role=first").map(|_| ()),
+    )?;
+    match &row.end {
+        End::Verdict => {
+            let verdict_start = format!("token={token} verdict=");
+            let verdict =
+                machine.wait_for("the verdict", VERDICT_DEADLINE_MS, &mut *on_line, |line| {
+                    lab_value(line, &verdict_start).map(str::to_owned)
+                })?;
+            ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
+            let end = machine.wait_for_end(END_DEADLINE_MS, &mut *on_line)?;
+            ensure!(
+                end == "guest-shutdown",
+                "the machine ended with {end}, not by powering off"
+            );
+        }
+        End::Reset { line: expected } => {
+            let end = machine.wait_for_end(VERDICT_DEADLINE_MS, &mut *on_line)?;
+            ensure!(
+                end == "guest-reset",
+                "the machine ended with {end}, not with a reset"
+            );
+            let entries = machine
+                .history()
+                .iter()
+                .filter(|line| line.text.contains(KERNEL_ENTRY))
+                .count();
+            ensure!(entries == 1, "a second kernel was started");
+            if !machine
+                .history()
+                .iter()
+                .any(|line| line.text.contains(expected))
+            {
+                bail!("the machine was reset, but without saying '{expected}'");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What follows a word in a line for the harness.
+pub(crate) fn lab_value<'line>(line: &'line Line, word: &str) -> Option<&'line str> {
+    // The kernel may have put a message of its own before it, on the same line.
+    let start = line.text.find(PREFIX)?;
+    line.text.get(start + PREFIX.len()..)?.strip_prefix(word)
+}
+
+/// Collects what the table shows.
+fn look_back(history: &[Line]) -> Seen {
+    let mut entries = Vec::new();
+    for (index, line) in history.iter().enumerate() {
+        if line.text.contains(KERNEL_ENTRY) {
+            entries.push(index);
+        }
+    }
+    let gap = entries.get(1).and_then(|&index| {
+        let before = history.get(index.checked_sub(1)?)?;
+        Some(history.get(index)?.at.saturating_sub(before.at))
+    });
+    let json = between(history, "json-begin", "json-end").join("\n");
+    Seen {
+        gap,
+        report: between(history, "report-begin", "report-end"),
+        json: serde_json::from_str(&json).ok(),
+    }
+}
+
+fn between(history: &[Line], begin: &str, end: &str) -> Vec<String> {
+    history
+        .iter()
+        .skip_while(|line| lab_value(line, begin).is_none())
+        .skip(1)
+        .take_while(|line| lab_value(line, end).is_none())
+        .filter(|line| !is_kernel_message(&line.text))
+        .map(|line| line.text.clone())
+        .collect()
+}
+
+/// Whether the kernel wrote a line, between those of the program that is listened to.
+pub(crate) fn is_kernel_message(text: &str) -> bool {
+    let Some((time, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+        return false;
+    };
+    time.contains('.') && time.trim().parse::<f64>().is_ok()
+}
+
+/// A name that no other run has.
+fn token() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let nanoseconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|duration| duration.as_nanos())
+        .unwrap_or_default();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("{:x}-{:x}-{count}", process::id(), nanoseconds)
+}
+
+/// A file that does not outlive its run.
+#[derive(Debug)]
+struct RemovedFile(PathBuf);
+
+impl Drop for RemovedFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(texts: &[&str]) -> Vec<Line> {
+        texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| Line {
+                at: Duration::from_millis(10 * index as u64 * index as u64),
+                text: (*text).to_owned(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_console_is_understood() {
+        let history = lines(&[
+            "[    0.000000] Booting Linux on physical CPU 0x0",
+            "[    2.5] kexec_core: Starting new kernel",
+            "[    0.000000] Booting Linux on physical CPU 0x0",
+            "KLEAP-LAB: report-begin",
+            "[    1.771696] random: crng init done",
+            "total 12 ms",
+            "[ 1.0] noiseKLEAP-LAB: report-end",
+            "KLEAP-LAB: json-begin",
+            "{ \"a\":",
+            "1 }",
+            "KLEAP-LAB: json-end",
+        ]);
+        let seen = look_back(&history);
+        assert_eq!(seen.gap, Some(Duration::from_millis(30)));
+        assert_eq!(seen.report, ["total 12 ms"]);
+        assert_eq!(seen.json.unwrap()["a"], 1);
+    }
+}
