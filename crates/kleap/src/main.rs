@@ -1,2 +1,133 @@
-//! Not yet written.
-fn main() {}
+//! The command.
+//!
+//! `load` places the next kernel, `exec` goes, `status` and `unload` say and undo, `report` tells, on the
+//! next kernel, where the time went. `load` and `exec` are separate processes, maybe hours apart:
+//! what `load` places lives in a file of huge pages ([`store`]) until `exec` or `unload`.
+//!
+//! `kexec_load(2)` is called at `exec`, not at `load`: from Linux 5.16 on it copies the tables of all of
+//! memory, which costs memory for as long as it is loaded, and its one segment carries the time at which
+//! `exec` was asked for.
+#![forbid(unsafe_code)]
+
+mod cpu;
+mod error;
+mod exec;
+mod load;
+mod machine;
+mod payload;
+mod report;
+mod status;
+mod store;
+mod units;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use error::Failure;
+use kleap_plan::Strategy;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Hands an arm64 machine from one Linux kernel to the next.
+#[derive(Debug, Parser)]
+#[command(name = "kleap", version, after_help = error::EXIT_CODES_HELP)]
+struct Command {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Place a kernel in memory, ready to go; replaces what was loaded before
+    Load(LoadArguments),
+    /// Go: write dirty data out, stop this kernel, enter the loaded one. Services are not stopped
+    Exec(ExecArguments),
+    /// Say what is loaded, and where
+    Status(Format),
+    /// Give back what `load` took
+    Unload,
+    /// On the next kernel: say where the time of the hand-over went
+    Report(Format),
+}
+
+#[derive(Debug, Args)]
+struct LoadArguments {
+    /// The kernel: an arm64 Image, plain or compressed with gzip
+    image: PathBuf,
+    /// The initial RAM disk
+    #[arg(long, visible_alias = "ramdisk", value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel command line (without this, --append and --reuse-cmdline: the device tree's own)
+    #[arg(long, value_name = "STRING", conflicts_with_all = ["append", "reuse_cmdline"])]
+    command_line: Option<String>,
+    /// The kernel command line, as with kexec; after --reuse-cmdline: what to add to it
+    #[arg(long, value_name = "STRING")]
+    append: Option<String>,
+    /// Use the running kernel's command line, without BOOT_IMAGE
+    #[arg(long)]
+    reuse_cmdline: bool,
+    /// A device tree to use instead of this machine's own
+    #[arg(long, value_name = "FILE")]
+    dtb: Option<PathBuf>,
+    /// How the payload gets to its place
+    #[arg(long, value_enum, default_value_t, value_name = "STRATEGY")]
+    strategy: StrategyArgument,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum StrategyArgument {
+    /// In place where memory allows it, moved at hand-over where not
+    #[default]
+    Auto,
+    /// Placed where it will be used, or not loaded at all
+    InPlace,
+    /// All of it moved at hand-over
+    Relocate,
+}
+
+impl From<StrategyArgument> for Strategy {
+    fn from(argument: StrategyArgument) -> Self {
+        match argument {
+            StrategyArgument::Auto => Self::Auto,
+            StrategyArgument::InPlace => Self::InPlace,
+            StrategyArgument::Relocate => Self::Relocate,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ExecArguments {
+    /// Test only: damage the payload after it was checked: PIECE:OFFSET
+    #[cfg(feature = "fault-injection")]
+    #[arg(long, value_name = "PIECE:OFFSET")]
+    inject_fault: Option<exec::Fault>,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct Format {
+    /// For programs: JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+fn run(action: Action) -> Result<(), Failure> {
+    match action {
+        Action::Load(arguments) => load::load(&arguments),
+        Action::Exec(arguments) => exec::exec(&arguments),
+        Action::Status(format) => status::status(format.json),
+        Action::Unload => load::unload(),
+        Action::Report(format) => report::report(format.json),
+    }
+}
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    match run(command.action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("kleap: {failure}");
+            if let Some(hint) = failure.hint() {
+                eprintln!("kleap: {hint}");
+            }
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

@@ -144,3 +144,57 @@ pub fn random(bytes: &mut [u8]) -> Result<(), Error> {
     }
     Ok(())
 }
+
+/// Bits of a virtual address that user space may have: 52 where the kernel and the CPU have them, else
+/// 48 (or fewer).
+///
+/// The CPU does not tell EL0 whether it has LPA2 or LVA, but Linux gives user space an address above
+/// 2^48 if asked for one, exactly when its own addresses have 52 bits too
+/// (Documentation/arch/arm64/memory.rst).
+#[must_use]
+pub fn virtual_address_bits() -> u32 {
+    const ABOVE_48_BITS: usize = 1 << 50;
+    let length = rustix::param::page_size();
+    // SAFETY: a new, inaccessible mapping; without MAP_FIXED the address is a wish and replaces nothing.
+    let mapping = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::without_provenance_mut(ABOVE_48_BITS),
+            length,
+            rustix::mm::ProtFlags::empty(),
+            rustix::mm::MapFlags::PRIVATE,
+        )
+    };
+    let Ok(mapping) = mapping else { return 48 };
+    let bits = if mapping.addr() >> 48 == 0 { 48 } else { 52 };
+    // SAFETY: unmaps exactly what was just mapped; nothing refers to it.
+    let _ = unsafe { rustix::mm::munmap(mapping, length) };
+    bits
+}
+
+/// How an ACPI machine wants PSCI to be called: the FADT's ARM_BOOT_ARCH flags (ACPI 5.1, 5.2.9.4), bit 0
+/// PSCI, bit 1 HVC. `None` without ACPI or without PSCI; otherwise whether it is HVC.
+#[must_use]
+pub fn acpi_psci_is_hvc() -> Option<bool> {
+    const ARM_BOOT_ARCH_OFFSET: usize = 129;
+    let table = read_limited(Path::new("/sys/firmware/acpi/tables/FACP"), 4096).ok()?;
+    let flags = u16::from_le_bytes(*table.get(ARM_BOOT_ARCH_OFFSET..)?.first_chunk()?);
+    (flags & 1 == 1).then_some(flags & 2 == 2)
+}
+
+/// Takes a lock that every kleap takes before it changes something; waits for it. Held until dropped.
+///
+/// The lock is on a directory of sysfs that every kernel with huge pages has: no lock file is left behind
+/// and none can be missing.
+///
+/// # Errors
+/// If the directory is missing (no huge pages) or cannot be locked.
+pub fn lock() -> Result<std::os::fd::OwnedFd, Error> {
+    use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+    let path = "/sys/kernel/mm/hugepages";
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = open(path, flags, Mode::empty())
+        .map_err(|error| Error::file("cannot open", path, error))?;
+    flock(&directory, FlockOperation::LockExclusive)
+        .map_err(|error| Error::file("cannot lock", path, error))?;
+    Ok(directory)
+}

@@ -269,6 +269,22 @@ impl PageFile {
         )
     }
 
+    /// The same file with `more` pages at its end.
+    ///
+    /// # Errors
+    /// [`Error::HugePages`] if the pool has not that many. The file is dropped from this process then,
+    /// its pages with the file.
+    pub fn extend(self, more: usize) -> Result<Self, Error> {
+        let (path, pages) = (self.path.clone(), self.pages + more);
+        let page_size_bytes = self.page_size_bytes as u64;
+        drop(self);
+        let file = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| Error::file("cannot open", &path, error))?;
+        let this = Self::map(file, &path, pages, page_size_bytes, MapFlags::SHARED)?;
+        this.allocate()?;
+        Ok(this)
+    }
+
     /// Pages of the file, holes included, count.
     #[must_use]
     pub fn pages(&self) -> usize {

@@ -93,6 +93,19 @@ pub fn update_with_instructions(crc: u32, bytes: &[u8]) -> u32 {
     !crc
 }
 
+/// [`update`], in the fastest way that this CPU has; for the command, which has an operating system to
+/// ask.
+#[cfg(feature = "host")]
+#[must_use]
+pub fn update_on_host(crc: u32, bytes: &[u8]) -> u32 {
+    #[cfg(target_arch = "aarch64")]
+    if std::arch::is_aarch64_feature_detected!("crc") {
+        // SAFETY: the CPU has FEAT_CRC32: the line above asked.
+        return unsafe { update_with_instructions(crc, bytes) };
+    }
+    update(crc, bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,90 @@
+//! What can go wrong, as the user sees it: a message, what to do about it, an exit code that stays.
+
+use kleap_plan::{LayoutError, StageError};
+use std::path::PathBuf;
+
+/// Shown by `--help`; the man page has the same table.
+pub(crate) const EXIT_CODES_HELP: &str = "\
+Exit codes:
+  0  done
+  1  failed in a way that has no code of its own
+  2  wrong usage
+  3  a file or argument cannot be used (kernel, initrd, device tree, command line)
+  4  this machine or this kernel cannot do it
+  5  not permitted (privileges, lockdown, sysctl)
+  6  not enough memory, or not enough of it in one piece
+  7  nothing is loaded; for report: this kernel was not started by kleap
+  8  what was loaded is no longer what it was: load again
+
+On every code but 0 the machine is as it was before.";
+
+/// Why the command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Linux(#[from] kleap_linux::Error),
+    #[error("{}: {source}", path.display())]
+    Image { path: PathBuf, source: kleap_image::Error },
+    #[error("{}: {what}", path.display())]
+    Input { path: PathBuf, what: String },
+    #[error("device tree {}: {what}", path.display())]
+    DeviceTree { path: PathBuf, what: String },
+    #[error("the command line has {length} bytes, more than the {limit} that an arm64 kernel takes")]
+    CommandLine { length: usize, limit: usize },
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("{message}")]
+    KnownBug { message: String, remedy: &'static str },
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    #[error("not enough memory: the payload needs {needed_bytes} bytes of huge pages, {available_bytes} bytes are available")]
+    Memory { needed_bytes: u64, available_bytes: u64 },
+    #[error("nothing is loaded")]
+    NothingLoaded,
+    #[error("{0}")]
+    NoReport(String),
+    #[error("{0}")]
+    Changed(String),
+    #[error("{path}: {what}", path = path.display())]
+    State { path: PathBuf, what: String },
+}
+
+impl Failure {
+    /// See [`EXIT_CODES_HELP`].
+    pub(crate) fn exit_code(&self) -> u8 {
+        use kleap_linux::Error as Linux;
+        match self {
+            Self::Image { .. }
+            | Self::Input { .. }
+            | Self::DeviceTree { .. }
+            | Self::CommandLine { .. } => 3,
+            Self::Unsupported(_)
+            | Self::KnownBug { .. }
+            | Self::Linux(Linux::NoKexec | Linux::NoHugePages { .. } | Linux::Architecture(_)) => 4,
+            Self::Linux(Linux::Privilege { .. } | Linux::Refused(_) | Linux::NoAddresses) => 5,
+            Self::Linux(Linux::HugePages { .. }) | Self::Layout(_) | Self::Memory { .. } => 6,
+            Self::Stage(StageError::TooLarge { .. }) => 6,
+            Self::NothingLoaded | Self::NoReport(_) => 7,
+            Self::Changed(_) => 8,
+            Self::Linux(_) | Self::Stage(_) | Self::State { .. } => 1,
+        }
+    }
+
+    /// What the user can do.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Linux(error) => error.hint(),
+            Self::KnownBug { remedy, .. } => Some(remedy),
+            Self::CommandLine { .. } => Some("shorten it: the kernel would cut it off without a word"),
+            Self::Layout(LayoutError::NoRun { .. }) => {
+                Some("use --strategy auto, which moves what does not fit, or load earlier after boot")
+            }
+            Self::Layout(_) | Self::Memory { .. } => Some("free memory, or load a smaller initrd"),
+            Self::NothingLoaded => Some("load a kernel first: kleap load IMAGE"),
+            Self::Changed(_) => Some("load it again: kleap load IMAGE"),
+            _ => None,
+        }
+    }
+}

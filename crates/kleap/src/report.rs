@@ -1,0 +1,215 @@
+//! `report`: where the time of the hand-over went, said by the kernel that it led to.
+//!
+//! All times come from one clock, the counter that both kernels and the relocator read. `shutdown` is from
+//! the call of `kleap exec` to the relocator's first instruction; `relocation` from there to the next
+//! kernel's first instruction; `kernel startup` from there to the start of PID 1, which the kernel log
+//! knows to the microsecond.
+
+use crate::error::Failure;
+use crate::units;
+use kleap_linux::{facts, kernel_log};
+use kleap_relocator::timeline::{PROPERTY, Timeline};
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Says what the marker in the kernel log is for, to whoever reads the log.
+const MARKER: &str = "kleap: report: reading the time at which PID 1 was started";
+
+/// A phase and how long it took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Phase {
+    phase: &'static str,
+    seconds: Option<f64>,
+}
+
+/// Everything, as JSON.
+#[derive(Debug, Serialize)]
+struct Report {
+    kernel: String,
+    phases: Vec<Phase>,
+    relocation: Vec<Phase>,
+    total_seconds: Option<f64>,
+    exception_level: &'static str,
+    mmu_on: bool,
+    moves: u64,
+    moved_bytes: u64,
+    verified_bytes: u64,
+    cleaned_bytes: u64,
+    crc32_instructions: bool,
+    translation_tables: u64,
+    translation_table_bytes: u64,
+    redistributors: u64,
+    lpis_disabled: u64,
+    lpis_stuck: u64,
+    counter: Counter,
+}
+
+/// The raw values.
+#[derive(Debug, Serialize)]
+struct Counter {
+    frequency_hz: u64,
+    exec_requested: u64,
+    relocator_entered: u64,
+    mmu_on: u64,
+    quiesced: u64,
+    moves_done: u64,
+    verified: u64,
+    cleaned: u64,
+    kernel_entered: u64,
+    init_started: Option<u64>,
+}
+
+fn read() -> Result<Timeline, Failure> {
+    let path = PathBuf::from("/proc/device-tree/chosen").join(PROPERTY);
+    if !path.exists() {
+        return Err(Failure::NoReport("this kernel was not started by kleap".into()));
+    }
+    let bytes = facts::read_limited(&path, 1 << 16)?;
+    Timeline::decode(&bytes).map_err(|error| Failure::NoReport(error.to_string()))
+}
+
+/// Seconds between two counter values; `None` if they are in the wrong order or the frequency is 0.
+fn seconds(from: u64, to: u64, frequency_hz: u64) -> Option<f64> {
+    (frequency_hz != 0).then_some(())?;
+    Some(to.checked_sub(from)? as f64 / frequency_hz as f64)
+}
+
+fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
+    let t = timeline;
+    let between = |from, to| seconds(from, to, t.frequency_hz);
+    let phase = |phase, seconds| Phase { phase, seconds };
+    Report {
+        kernel: facts::kernel_release().0,
+        phases: vec![
+            phase("shutdown", between(t.exec_requested, t.relocator_entered)),
+            phase("relocation", between(t.relocator_entered, t.kernel_entered)),
+            phase("kernel startup", init_started.and_then(|init| between(t.kernel_entered, init))),
+        ],
+        relocation: vec![
+            phase("MMU on", between(t.relocator_entered, t.mmu_on)),
+            phase("interrupts quiet", between(t.mmu_on, t.quiesced)),
+            phase("moves", between(t.quiesced, t.moves_done)),
+            phase("verification", between(t.moves_done, t.verified)),
+            phase("cleaning", between(t.verified, t.cleaned)),
+        ],
+        total_seconds: init_started.and_then(|init| between(t.exec_requested, init)),
+        exception_level: t.level.name(),
+        mmu_on: t.mmu_on != 0,
+        moves: t.moves,
+        moved_bytes: t.moved_bytes,
+        verified_bytes: t.verified_bytes,
+        cleaned_bytes: t.cleaned_bytes,
+        crc32_instructions: t.crc_instructions,
+        translation_tables: t.tables,
+        translation_table_bytes: t.tables.saturating_mul(t.table_size_bytes),
+        redistributors: t.redistributors,
+        lpis_disabled: t.lpis_disabled,
+        lpis_stuck: t.lpis_stuck,
+        counter: Counter {
+            frequency_hz: t.frequency_hz,
+            exec_requested: t.exec_requested,
+            relocator_entered: t.relocator_entered,
+            mmu_on: t.mmu_on,
+            quiesced: t.quiesced,
+            moves_done: t.moves_done,
+            verified: t.verified,
+            cleaned: t.cleaned,
+            kernel_entered: t.kernel_entered,
+            init_started,
+        },
+    }
+}
+
+fn print(report: &Report) {
+    let time = |seconds: Option<f64>| seconds.map_or_else(|| "unknown".to_owned(), units::seconds);
+    let share = |seconds: Option<f64>| match (seconds, report.total_seconds) {
+        (Some(part), Some(total)) if total > 0.0 => format!("{:.1} %", part / total * 100.0),
+        _ => String::new(),
+    };
+    let row = |name: &str, seconds| {
+        println!("{name:<18} {:>12} {:>9}", time(seconds), share(seconds));
+    };
+    println!("{:<18} {:>12} {:>9}", "phase", "time", "share");
+    for phase in &report.phases {
+        row(phase.phase, phase.seconds);
+        if phase.phase == "relocation" {
+            for part in &report.relocation {
+                row(&format!("  {}", part.phase), part.seconds);
+            }
+        }
+    }
+    row("total", report.total_seconds);
+    println!();
+    println!(
+        "{} at {}: {} moved in {} moves, {} verified ({}), {} cleaned, {} translation tables ({})",
+        report.kernel,
+        report.exception_level,
+        units::bytes(report.moved_bytes),
+        report.moves,
+        units::bytes(report.verified_bytes),
+        if report.crc32_instructions { "CRC32 instructions" } else { "CRC32 in software" },
+        units::bytes(report.cleaned_bytes),
+        report.translation_tables,
+        units::bytes(report.translation_table_bytes),
+    );
+    if report.lpis_stuck > 0 {
+        println!(
+            "warning: LPIs of {} redistributors could not be disabled",
+            report.lpis_stuck
+        );
+    }
+    if report.total_seconds.is_none() {
+        println!(
+            "kernel startup is unknown: the kernel log no longer has, or may not be read for, the start of PID 1"
+        );
+    }
+}
+
+/// `kleap report`.
+pub(crate) fn report(json: bool) -> Result<(), Failure> {
+    let timeline = read()?;
+    // Without the right to read the kernel log the rest of the report still stands.
+    let init_started =
+        kernel_log::init_started(timeline.frequency_hz, MARKER).ok().flatten();
+    let report = build(&timeline, init_started);
+    if json {
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|error| Failure::State { path: "report".into(), what: error.to_string() })?;
+        println!("{text}");
+    } else {
+        print(&report);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_add_up() {
+        let timeline = Timeline {
+            frequency_hz: 1000,
+            exec_requested: 1000,
+            relocator_entered: 2000,
+            mmu_on: 2001,
+            quiesced: 2002,
+            moves_done: 2003,
+            verified: 2004,
+            cleaned: 2005,
+            kernel_entered: 2500,
+            ..Timeline::default()
+        };
+        let report = build(&timeline, Some(5000));
+        let parts: f64 = report.phases.iter().filter_map(|phase| phase.seconds).sum();
+        assert_eq!(Some(parts), report.total_seconds);
+        assert_eq!(report.phases[1].seconds, Some(0.5));
+    }
+
+    #[test]
+    fn impossible_times_are_unknown_not_wrong() {
+        let timeline = Timeline { exec_requested: 10, relocator_entered: 5, ..Timeline::default() };
+        let report = build(&timeline, Some(1));
+        assert!(report.phases.iter().all(|phase| phase.seconds.is_none()));
+    }
+}

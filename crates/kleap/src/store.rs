@@ -1,0 +1,279 @@
+//! What outlives `load`: a file of huge pages and a note of what is in it, below `/dev`.
+//!
+//! ```text
+//! /dev/kleap/            mode 0700, made by the first load, gone after unload
+//! /dev/kleap/pages/      a hugetlbfs of our own: payload-N, the pages of load number N
+//! /dev/kleap/state.json  what is loaded: which payload, where, with which digests
+//! /dev/kleap/pool.json   how many huge pages we added to the system's pool
+//! ```
+//!
+//! Below `/dev` because systemd-shutdown kills every process but leaves mounts there alone. A load is
+//! complete when `state.json` names it; the file is replaced by renaming. So a second load either replaces
+//! the first at one instant or leaves it as it was, and a payload that no `state.json` names is what an
+//! interrupted load left behind: the next command that changes something removes it.
+
+use crate::error::Failure;
+use crate::payload::Loaded;
+use kleap_linux::hugepages::{self, PageFile, Pool};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = "/dev/kleap";
+/// Size of the huge pages used, bytes: 2 MiB exists on every granule.
+pub(crate) const PAGE_SIZE_BYTES: u64 = 2 << 20;
+/// Most bytes of a state file: a page is noted in about 60 bytes.
+const STATE_MAX_BYTES: u64 = 64 << 20;
+
+/// What the pool had before us, and what we added: noted *before* it is added.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+struct Ledger {
+    /// Pages in the pool before we first added some, count.
+    before: u64,
+    /// Pages that we added, at most, count.
+    added: u64,
+}
+
+fn path(name: &str) -> PathBuf {
+    Path::new(ROOT).join(name)
+}
+
+fn state_error(path: &Path, what: impl ToString) -> Failure {
+    Failure::State { path: path.to_owned(), what: what.to_string() }
+}
+
+fn read<T: for<'de> Deserialize<'de>>(name: &str) -> Result<Option<T>, Failure> {
+    let path = path(name);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = kleap_linux::facts::read_limited(&path, STATE_MAX_BYTES)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| state_error(&path, error))
+}
+
+fn write<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let (path, new) = (path(name), path(&format!("{name}.new")));
+    let bytes = serde_json::to_vec(value).map_err(|error| state_error(&path, error))?;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .and_then(|mut file| file.write_all(&bytes))
+        .and_then(|()| std::fs::rename(&new, &path))
+        .map_err(|error| state_error(&path, error))
+}
+
+/// The store, locked: nobody else changes it while this lives.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pool: Pool,
+    _lock: std::os::fd::OwnedFd,
+}
+
+impl Store {
+    /// Locks the store and clears away what interrupted commands left.
+    pub(crate) fn open() -> Result<Self, Failure> {
+        let pool = Pool::of_size(PAGE_SIZE_BYTES)?;
+        let store = Self { pool, _lock: kleap_linux::facts::lock()? };
+        store.sweep()?;
+        Ok(store)
+    }
+
+    /// What is loaded, if anything.
+    pub(crate) fn loaded(&self) -> Result<Option<Loaded>, Failure> {
+        loaded()
+    }
+
+    /// The pool of huge pages.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Removes payloads that no state names; with none left, everything.
+    fn sweep(&self) -> Result<(), Failure> {
+        if !Path::new(ROOT).exists() {
+            return Ok(());
+        }
+        let current = self.loaded()?.map(|loaded| loaded.payload);
+        let pages = path("pages");
+        if hugepages::is_mounted(&pages) {
+            let entries = std::fs::read_dir(&pages).map_err(|error| state_error(&pages, error))?;
+            for entry in entries {
+                let file = entry.map_err(|error| state_error(&pages, error))?;
+                if current.as_deref() != file.file_name().to_str() {
+                    std::fs::remove_file(file.path())
+                        .map_err(|error| state_error(&file.path(), error))?;
+                }
+            }
+        }
+        if current.is_none() {
+            return self.remove_all();
+        }
+        self.balance()
+    }
+
+    /// Gives back every page of ours that is free.
+    fn balance(&self) -> Result<(), Failure> {
+        let Some(mut ledger) = read::<Ledger>("pool.json")? else { return Ok(()) };
+        let added = ledger.added.min(self.pool.total()?.saturating_sub(ledger.before));
+        let surplus = added.min(self.pool.available()?);
+        self.pool.shrink(surplus)?;
+        ledger.added = added - surplus;
+        write("pool.json", &ledger)
+    }
+
+    /// Removes everything and gives every page back.
+    fn remove_all(&self) -> Result<(), Failure> {
+        let pages = path("pages");
+        for name in ["state.json", "state.json.new"] {
+            remove_if_there(&path(name))?;
+        }
+        if hugepages::is_mounted(&pages) {
+            for entry in std::fs::read_dir(&pages).map_err(|error| state_error(&pages, error))? {
+                remove_if_there(&entry.map_err(|error| state_error(&pages, error))?.path())?;
+            }
+            hugepages::unmount(&pages)?;
+        }
+        self.balance()?;
+        for name in ["pool.json", "pool.json.new"] {
+            remove_if_there(&path(name))?;
+        }
+        for directory in [pages, PathBuf::from(ROOT)] {
+            match std::fs::remove_dir(&directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(state_error(&directory, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the directories and mounts the hugetlbfs, where they are not there yet.
+    fn prepare(&self) -> Result<(), Failure> {
+        use std::os::unix::fs::DirBuilderExt;
+        let pages = path("pages");
+        for directory in [Path::new(ROOT), &pages] {
+            match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(kleap_linux::Error::File {
+                        action: "cannot create",
+                        path: directory.to_owned(),
+                        source: error,
+                    }
+                    .into());
+                }
+                _ => {}
+            }
+        }
+        if !hugepages::is_mounted(&pages) {
+            hugepages::mount(&pages, PAGE_SIZE_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that `pages` huge pages are available, adding to the pool what is missing.
+    fn reserve(&self, pages: u64) -> Result<(), Failure> {
+        let missing = pages.saturating_sub(self.pool.available()?);
+        if missing == 0 {
+            return Ok(());
+        }
+        let mut ledger = match read::<Ledger>("pool.json")? {
+            Some(ledger) => ledger,
+            None => Ledger { before: self.pool.total()?, added: 0 },
+        };
+        let added_before = ledger.added;
+        ledger.added = added_before + missing;
+        write("pool.json", &ledger)?;
+        ledger.added = added_before + self.pool.grow(missing)?;
+        write("pool.json", &ledger)?;
+        let found = self.pool.available()?;
+        if found < pages {
+            return Err(kleap_linux::Error::HugePages {
+                wanted: pages,
+                found,
+                page_size_bytes: PAGE_SIZE_BYTES,
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// A new payload of `pages` pages, beside the one that is loaded. Call [`Store::commit`] with it, or
+    /// [`Store::abandon`].
+    pub(crate) fn create(&self, pages: usize) -> Result<NewPayload, Failure> {
+        self.prepare()?;
+        self.reserve(pages as u64)?;
+        let number = self.loaded()?.map_or(1, |loaded| loaded.generation.wrapping_add(1));
+        let name = format!("payload-{number}");
+        let file = PageFile::create(&path("pages").join(&name), pages, PAGE_SIZE_BYTES)?;
+        Ok(NewPayload { file: Some(file), name, generation: number })
+    }
+
+    /// Adds `more` pages to a new payload.
+    pub(crate) fn extend(&self, payload: &mut NewPayload, more: usize) -> Result<(), Failure> {
+        self.reserve(more as u64)?;
+        if let Some(file) = payload.file.take() {
+            payload.file = Some(file.extend(more)?);
+        }
+        Ok(())
+    }
+
+    /// Makes `loaded` what is loaded, in place of what was, and gives back what is no longer needed.
+    pub(crate) fn commit(&self, loaded: &Loaded) -> Result<(), Failure> {
+        write("state.json", loaded)?;
+        self.sweep()
+    }
+
+    /// Gives a new payload back; what was loaded before stays.
+    pub(crate) fn abandon(&self) -> Result<(), Failure> {
+        self.sweep()
+    }
+
+    /// Removes what is loaded.
+    pub(crate) fn unload(&self) -> Result<(), Failure> {
+        self.remove_all()
+    }
+
+    /// The pages of what is loaded.
+    pub(crate) fn pages(&self, loaded: &Loaded) -> Result<PageFile, Failure> {
+        let path = path("pages").join(&loaded.payload);
+        Ok(PageFile::open(&path, loaded.file_pages, loaded.layout.page_size_bytes)?)
+    }
+}
+
+/// What is loaded, if anything; needs no lock, as the state is replaced in one instant.
+pub(crate) fn loaded() -> Result<Option<Loaded>, Failure> {
+    let loaded: Option<Loaded> = read("state.json")?;
+    // Should /dev be a real disk, a note from an earlier boot means nothing.
+    let boot_id = kleap_linux::facts::boot_id()?;
+    Ok(loaded.filter(|loaded| loaded.boot_id == boot_id))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(state_error(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// A payload that is being made.
+#[derive(Debug)]
+pub(crate) struct NewPayload {
+    /// Its pages; `None` only after a failed [`Store::extend`].
+    file: Option<PageFile>,
+    /// Its file name.
+    pub(crate) name: String,
+    /// Its number.
+    pub(crate) generation: u64,
+}
+
+impl NewPayload {
+    /// Its pages.
+    pub(crate) fn file(&mut self) -> Result<&mut PageFile, Failure> {
+        self.file.as_mut().ok_or_else(|| state_error(&path("pages"), "the payload is gone"))
+    }
+}
