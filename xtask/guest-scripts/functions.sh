@@ -40,9 +40,14 @@ must() {
     run "$@" || finish fail "'$*' failed with exit code $code"
 }
 
-# refuse TEXT COMMAND...: the command must fail, say TEXT, and leave the machine as it was.
+# refuse PATTERN... -- COMMAND...: the command must fail, say something that matches each pattern,
+# and leave the machine as it was.
 refuse() {
-    text=$1
+    : >/run/patterns
+    while [ "$1" != -- ]; do
+        echo "$1" >>/run/patterns
+        shift
+    done
     shift
     before=$(state)
     say "run $*"
@@ -52,7 +57,9 @@ refuse() {
     say "exit $code"
     [ $code -ne 0 ] || finish fail "'$*' succeeded, but must be refused"
     [ $code -lt 128 ] || finish fail "'$*' died of a signal: exit code $code"
-    grep -qiE -- "$text" /run/output || finish fail "the refusal does not say '$text'"
+    while read -r pattern; do
+        grep -qiE -e "$pattern" /run/output || finish fail "the refusal does not say '$pattern'"
+    done </run/patterns
     after=$(state)
     [ "$before" = "$after" ] || finish fail "the refusal changed the machine: $before, then $after"
 }

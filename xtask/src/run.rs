@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -41,6 +41,7 @@ pub(crate) struct Assets {
 impl Assets {
     /// Gets and builds what these rows need.
     pub(crate) fn prepare(lab: &Lab, rows: &[Row]) -> Result<Self> {
+        remove_leftovers(lab)?;
         let mut kernels = BTreeMap::new();
         for name in rows.iter().flat_map(|row| [row.first, row.second]) {
             if !kernels.contains_key(name) {
@@ -286,6 +287,33 @@ fn token() -> String {
         .unwrap_or_default();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{:x}-{:x}-{count}", process::id(), nanoseconds)
+}
+
+/// Removes what runs left behind that were killed: an initramfs can be 400 MB. Names start with the
+/// process that made them.
+fn remove_leftovers(lab: &Lab) -> Result<()> {
+    let directory = lab.directory("run")?;
+    for entry in fs::read_dir(&directory)
+        .context("cannot list unfinished runs")?
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .split('-')
+            .next()
+            .and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let alive = owner.is_some_and(|process| Path::new(&format!("/proc/{process}")).exists());
+        if !alive {
+            let path = entry.path();
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// A file that does not outlive its run.
