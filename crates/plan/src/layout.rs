@@ -84,13 +84,18 @@ impl Place {
     #[must_use]
     pub fn start(&self) -> PhysAddr {
         // `offset_bytes` is below 2 MiB and the target is at least that long.
-        self.target.start().checked_add(self.offset_bytes).unwrap_or(self.target.end())
+        self.target
+            .start()
+            .checked_add(self.offset_bytes)
+            .unwrap_or(self.target.end())
     }
 
     /// Whether the pages that hold it are the target.
     #[must_use]
     pub fn is_in_place(&self) -> bool {
-        self.pages.first().is_some_and(|page| page.address == self.target.start())
+        self.pages
+            .first()
+            .is_some_and(|page| page.address == self.target.start())
     }
 }
 
@@ -112,12 +117,20 @@ pub struct Layout {
 impl Layout {
     /// Every page that the layout uses.
     pub fn pages(&self) -> impl Iterator<Item = Owned> + '_ {
-        self.places().flat_map(|place| place.pages.iter().copied()).chain([self.stage])
+        self.places()
+            .flat_map(|place| place.pages.iter().copied())
+            .chain([self.stage])
     }
 
     /// Every piece's place.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
-        [Some(&self.image), self.initrd.as_ref(), Some(&self.device_tree)].into_iter().flatten()
+        [
+            Some(&self.image),
+            self.initrd.as_ref(),
+            Some(&self.device_tree),
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// Whether nothing is moved at hand-over.
@@ -139,7 +152,9 @@ pub enum LayoutError {
         found: u64,
     },
     /// No contiguous run is long enough, and nothing may be moved.
-    #[error("no {wanted_bytes} contiguous bytes for the {piece}: the longest free run has {longest_bytes}")]
+    #[error(
+        "no {wanted_bytes} contiguous bytes for the {piece}: the longest free run has {longest_bytes}"
+    )]
     NoRun {
         /// Which piece.
         piece: &'static str,
@@ -195,7 +210,10 @@ impl Free<'_> {
         let page_size_bytes = self.page_size_bytes;
         self.take_where(usize::MAX, |page| {
             range.contains(page.address)
-                && page.address.offset_from(range.start()).is_some_and(|o| o % page_size_bytes == 0)
+                && page
+                    .address
+                    .offset_from(range.start())
+                    .is_some_and(|o| o % page_size_bytes == 0)
         })
     }
 
@@ -225,8 +243,15 @@ struct Wish {
 /// Whether two ranges lie in one window as the boot protocol wants it.
 #[must_use]
 pub fn in_one_window(first: PhysRange, second: PhysRange) -> bool {
-    let start = first.start().min(second.start()).align_down(WINDOW_ALIGNMENT_BYTES);
-    first.end().max(second.end()).offset_from(start).is_some_and(|bytes| bytes <= WINDOW_BYTES)
+    let start = first
+        .start()
+        .min(second.start())
+        .align_down(WINDOW_ALIGNMENT_BYTES);
+    first
+        .end()
+        .max(second.end())
+        .offset_from(start)
+        .is_some_and(|bytes| bytes <= WINDOW_BYTES)
 }
 
 /// Chooses a place for every piece.
@@ -248,16 +273,24 @@ pub fn choose(
         return Err(LayoutError::TooManyPages(owned.len()));
     }
     if requirements.stage_bytes > page_size_bytes {
-        return Err(LayoutError::StageTooLarge { stage_bytes: requirements.stage_bytes });
+        return Err(LayoutError::StageTooLarge {
+            stage_bytes: requirements.stage_bytes,
+        });
     }
     let mut sorted = owned.to_vec();
     sorted.sort_unstable();
-    let mut free = Free { owned: &sorted, taken: vec![false; sorted.len()], page_size_bytes };
+    let mut free = Free {
+        owned: &sorted,
+        taken: vec![false; sorted.len()],
+        page_size_bytes,
+    };
 
     let image = Wish {
         name: "Image",
         content_bytes: requirements.image_file_bytes,
-        room_bytes: requirements.text_offset_bytes.saturating_add(requirements.image_size_bytes),
+        room_bytes: requirements
+            .text_offset_bytes
+            .saturating_add(requirements.image_size_bytes),
         offset_bytes: requirements.text_offset_bytes,
     };
     let initrd = Wish {
@@ -274,7 +307,11 @@ pub fn choose(
     };
 
     // The longer one first: it has the fewest runs to choose from.
-    let mut chooser = Chooser { free: &mut free, plain_ram: plain_ram.clone(), strategy };
+    let mut chooser = Chooser {
+        free: &mut free,
+        plain_ram: plain_ram.clone(),
+        strategy,
+    };
     for page in &sorted {
         if let Ok(range) = PhysRange::from_size(page.address, page_size_bytes) {
             chooser.plain_ram.subtract(range);
@@ -294,8 +331,17 @@ pub fn choose(
     let stage = free
         .take_where(1, |page| page.address < ADDRESS_LIMIT)
         .pop()
-        .ok_or(LayoutError::TooFewPages { wanted: 1, found: 0 })?;
-    Ok(Layout { page_size_bytes, image, initrd, device_tree, stage })
+        .ok_or(LayoutError::TooFewPages {
+            wanted: 1,
+            found: 0,
+        })?;
+    Ok(Layout {
+        page_size_bytes,
+        image,
+        initrd,
+        device_tree,
+        stage,
+    })
 }
 
 struct Chooser<'a, 'b> {
@@ -317,9 +363,13 @@ impl Chooser<'_, '_> {
     }
 
     fn whole_pages(&self, bytes: u64, wish: &Wish) -> Result<u64, LayoutError> {
-        bytes.max(1).checked_next_multiple_of(self.free.page_size_bytes).ok_or(
-            LayoutError::NoTarget { piece: wish.name, wanted_bytes: bytes },
-        )
+        bytes
+            .max(1)
+            .checked_next_multiple_of(self.free.page_size_bytes)
+            .ok_or(LayoutError::NoTarget {
+                piece: wish.name,
+                wanted_bytes: bytes,
+            })
     }
 
     fn in_place(&mut self, wish: &Wish, near: Option<PhysRange>) -> Result<Place, LayoutError> {
@@ -345,7 +395,11 @@ impl Chooser<'_, '_> {
                 longest_bytes,
             })?;
         let pages = self.free.take(target);
-        Ok(Place { target, pages, offset_bytes: wish.offset_bytes })
+        Ok(Place {
+            target,
+            pages,
+            offset_bytes: wish.offset_bytes,
+        })
     }
 
     fn moved(&mut self, wish: &Wish, near: Option<PhysRange>) -> Result<Place, LayoutError> {
@@ -355,7 +409,10 @@ impl Chooser<'_, '_> {
         let window = match near {
             None => PhysRange::new(PhysAddr::new(0), ADDRESS_LIMIT).unwrap_or_default(),
             Some(near) => {
-                let end = near.end().align_up(WINDOW_ALIGNMENT_BYTES).unwrap_or(ADDRESS_LIMIT);
+                let end = near
+                    .end()
+                    .align_up(WINDOW_ALIGNMENT_BYTES)
+                    .unwrap_or(ADDRESS_LIMIT);
                 let start = PhysAddr::new(end.as_u64().saturating_sub(WINDOW_BYTES));
                 PhysRange::new(start, end.min(ADDRESS_LIMIT)).unwrap_or_default()
             }
@@ -363,16 +420,28 @@ impl Chooser<'_, '_> {
         let target = self
             .plain_ram
             .highest_fit(room_bytes, BASE_ALIGNMENT_BYTES, window)
-            .ok_or(LayoutError::NoTarget { piece: wish.name, wanted_bytes: room_bytes })?;
+            .ok_or(LayoutError::NoTarget {
+                piece: wish.name,
+                wanted_bytes: room_bytes,
+            })?;
         self.plain_ram.subtract(target);
         let count = held_bytes / self.free.page_size_bytes;
-        let pages = self.free.take_where(usize::try_from(count).unwrap_or(usize::MAX), |page| {
-            page.address < ADDRESS_LIMIT
-        });
+        let pages = self
+            .free
+            .take_where(usize::try_from(count).unwrap_or(usize::MAX), |page| {
+                page.address < ADDRESS_LIMIT
+            });
         if pages.len() as u64 != count {
-            return Err(LayoutError::TooFewPages { wanted: count, found: pages.len() as u64 });
+            return Err(LayoutError::TooFewPages {
+                wanted: count,
+                found: pages.len() as u64,
+            });
         }
-        Ok(Place { target, pages, offset_bytes: wish.offset_bytes })
+        Ok(Place {
+            target,
+            pages,
+            offset_bytes: wish.offset_bytes,
+        })
     }
 }
 

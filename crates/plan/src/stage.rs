@@ -126,7 +126,9 @@ pub enum StageError {
     #[error(transparent)]
     HandOff(#[from] abi::HandOffError),
     /// It all does not fit in one huge page.
-    #[error("the relocator and its tables need {stage_bytes} bytes, a huge page has {page_size_bytes}: load a smaller initrd")]
+    #[error(
+        "the relocator and its tables need {stage_bytes} bytes, a huge page has {page_size_bytes}: load a smaller initrd"
+    )]
     TooLarge {
         /// Bytes needed.
         stage_bytes: u64,
@@ -179,7 +181,11 @@ fn moves(place: &Place, content: Content, page_size_bytes: u64) -> Vec<Move> {
         let target = place.target.start().as_u64() + offset_bytes;
         match moves.last_mut() {
             Some(last) if last.source + last.size_bytes == source => last.size_bytes += size_bytes,
-            _ => moves.push(Move { target, source, size_bytes }),
+            _ => moves.push(Move {
+                target,
+                source,
+                size_bytes,
+            }),
         }
         offset_bytes += size_bytes;
     }
@@ -190,7 +196,10 @@ fn check_content(place: &Place, content: Content, page_size_bytes: u64) -> Resul
     let held_bytes = place.pages.len() as u64 * page_size_bytes;
     match place.offset_bytes.checked_add(content.size_bytes) {
         Some(end) if end <= held_bytes && end <= place.target.size_bytes() => Ok(()),
-        _ => Err(StageError::Content { size_bytes: content.size_bytes, place: place.target }),
+        _ => Err(StageError::Content {
+            size_bytes: content.size_bytes,
+            place: place.target,
+        }),
     }
 }
 
@@ -202,7 +211,11 @@ fn mappings(input: &StageInput<'_>, granule_bytes: u64) -> Result<Vec<Mapping>, 
     for place in layout.places() {
         let is_device_tree = std::ptr::eq(place, &raw const layout.device_tree);
         if place.is_in_place() {
-            let access = if is_device_tree { Access::ReadWrite } else { Access::ReadOnly };
+            let access = if is_device_tree {
+                Access::ReadWrite
+            } else {
+                Access::ReadOnly
+            };
             mappings.push(normal(place.target, access));
         } else {
             mappings.push(normal(place.target, Access::ReadWrite));
@@ -213,8 +226,12 @@ fn mappings(input: &StageInput<'_>, granule_bytes: u64) -> Result<Vec<Mapping>, 
         }
     }
     let mut devices = PhysRanges::new();
-    let uart = input.uart.map(|uart| PhysRange::from_size(PhysAddr::new(uart.base()), 0x100));
-    for range in uart.into_iter().chain(input.redistributors.iter().map(|device| Ok(device.range)))
+    let uart = input
+        .uart
+        .map(|uart| PhysRange::from_size(PhysAddr::new(uart.base()), 0x100));
+    for range in uart
+        .into_iter()
+        .chain(input.redistributors.iter().map(|device| Ok(device.range)))
     {
         let range = range?;
         devices.insert(range.align_outward(granule_bytes).unwrap_or(range));
@@ -225,7 +242,11 @@ fn mappings(input: &StageInput<'_>, granule_bytes: u64) -> Result<Vec<Mapping>, 
         if let Some(memory) = memory.into_iter().find(|memory| memory.overlaps(device)) {
             return Err(StageError::DeviceInMemory { device, memory });
         }
-        mappings.push(Mapping::identity(device, MemoryType::Device, Access::ReadWrite));
+        mappings.push(Mapping::identity(
+            device,
+            MemoryType::Device,
+            Access::ReadWrite,
+        ));
     }
     Ok(mappings)
 }
@@ -247,7 +268,11 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     if let (Some(place), Some(content)) = (&layout.initrd, input.initrd) {
         contents.push((PieceKind::Initrd, place, content));
     }
-    contents.push((PieceKind::DeviceTree, &layout.device_tree, input.device_tree));
+    contents.push((
+        PieceKind::DeviceTree,
+        &layout.device_tree,
+        input.device_tree,
+    ));
 
     let (mut pieces, mut all_moves) = (Vec::new(), Vec::new());
     for &(kind, place, content) in &contents {
@@ -284,27 +309,43 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         * 8;
     let tables_offset_bytes = align_up(HAND_OFF_OFFSET_BYTES + block_bytes, STAGE_ALIGNMENT_BYTES);
     let offset = |bytes: u64| {
-        start.checked_add(bytes).ok_or(kleap_memmap::AddressError::Overflow {
-            start: start.as_u64(),
-            size_bytes: bytes,
-        })
+        start
+            .checked_add(bytes)
+            .ok_or(kleap_memmap::AddressError::Overflow {
+                start: start.as_u64(),
+                size_bytes: bytes,
+            })
     };
     let part = |from: u64, to: u64| PhysRange::new(offset(from)?, offset(to)?);
 
     let mut mappings = mappings(input, granule.size_bytes())?;
     for (range, access) in [
         (part(0, STACK_OFFSET_BYTES)?, Access::ReadExecute),
-        (part(STACK_OFFSET_BYTES, HAND_OFF_OFFSET_BYTES)?, Access::ReadWrite),
-        (part(HAND_OFF_OFFSET_BYTES, page_size_bytes)?, Access::ReadOnly),
+        (
+            part(STACK_OFFSET_BYTES, HAND_OFF_OFFSET_BYTES)?,
+            Access::ReadWrite,
+        ),
+        (
+            part(HAND_OFF_OFFSET_BYTES, page_size_bytes)?,
+            Access::ReadOnly,
+        ),
     ] {
         mappings.push(Mapping::identity(range, MemoryType::Normal, access));
     }
-    let two = build(geometry, Regime::TwoPrivileges, &mappings, offset(tables_offset_bytes)?)?;
+    let two = build(
+        geometry,
+        Regime::TwoPrivileges,
+        &mappings,
+        offset(tables_offset_bytes)?,
+    )?;
     let one = build(geometry, Regime::OnePrivilege, &mappings, two.range().end())?;
     let table_bytes: Vec<u8> = [two.bytes(), one.bytes()].concat();
     let stage_bytes = tables_offset_bytes + table_bytes.len() as u64;
     if stage_bytes > page_size_bytes || block_bytes > abi::HAND_OFF_MAX_BYTES {
-        return Err(StageError::TooLarge { stage_bytes, page_size_bytes });
+        return Err(StageError::TooLarge {
+            stage_bytes,
+            page_size_bytes,
+        });
     }
 
     for (kind, start, bytes) in [
@@ -338,7 +379,11 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         tables_bytes: table_bytes.len() as u64,
         stage_bytes,
     };
-    Ok(Stage { start, bytes, summary })
+    Ok(Stage {
+        start,
+        bytes,
+        summary,
+    })
 }
 
 fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tables) -> Header {
