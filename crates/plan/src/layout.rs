@@ -192,13 +192,19 @@ struct Free<'a> {
     page_size_bytes: u64,
 }
 
+/// Whether all of a page lies where the boot protocol allows it.
+fn is_usable(page: &Owned, page_size_bytes: u64) -> bool {
+    let end = page.address.checked_add(page_size_bytes);
+    end.is_some_and(|end| end <= ADDRESS_LIMIT)
+}
+
 impl Free<'_> {
     fn runs(&self) -> Result<Vec<PhysRange>, LayoutError> {
         let pages: Vec<PhysAddr> = self
             .owned
             .iter()
             .zip(&self.taken)
-            .filter(|(page, taken)| !**taken && page.address < ADDRESS_LIMIT)
+            .filter(|(page, taken)| !**taken && is_usable(page, self.page_size_bytes))
             .map(|(page, _)| page.address)
             .collect();
         contiguous_runs(&pages, self.page_size_bytes)
@@ -215,6 +221,12 @@ impl Free<'_> {
                     .offset_from(range.start())
                     .is_some_and(|o| o % page_size_bytes == 0)
         })
+    }
+
+    /// Takes the first `count` pages that may be used.
+    fn take_any(&mut self, count: usize) -> Vec<Owned> {
+        let page_size_bytes = self.page_size_bytes;
+        self.take_where(count, |page| is_usable(page, page_size_bytes))
     }
 
     /// Takes the first `count` pages that satisfy `wanted`.
@@ -254,6 +266,29 @@ pub fn in_one_window(first: PhysRange, second: PhysRange) -> bool {
         .is_some_and(|bytes| bytes <= WINDOW_BYTES)
 }
 
+/// Where a piece may lie to be in one window with `near`, which it does not overlap: below it, above
+/// it. Without `near`, anywhere.
+fn windows(near: Option<PhysRange>) -> [PhysRange; 2] {
+    let window = |start: PhysAddr, end: PhysAddr| {
+        // Reversed: there is no such place.
+        PhysRange::new(start, end.min(ADDRESS_LIMIT)).unwrap_or_default()
+    };
+    let Some(near) = near else {
+        let anywhere = window(PhysAddr::new(0), ADDRESS_LIMIT);
+        return [anywhere, PhysRange::default()];
+    };
+    let last_end = near
+        .end()
+        .align_up(WINDOW_ALIGNMENT_BYTES)
+        .unwrap_or(ADDRESS_LIMIT);
+    let lowest = PhysAddr::new(last_end.as_u64().saturating_sub(WINDOW_BYTES));
+    let first_start = near.start().align_down(WINDOW_ALIGNMENT_BYTES);
+    let highest = first_start
+        .checked_add(WINDOW_BYTES)
+        .unwrap_or(ADDRESS_LIMIT);
+    [window(lowest, near.start()), window(near.end(), highest)]
+}
+
 /// Chooses a place for every piece.
 ///
 /// `owned` are the pages we own, `plain_ram` the System RAM with nothing nested in it
@@ -279,6 +314,10 @@ pub fn choose(
     }
     let mut sorted = owned.to_vec();
     sorted.sort_unstable();
+    // Whatever the strategy: a page that is misaligned or listed twice was misread, and may not be ours.
+    let addresses: Vec<PhysAddr> = sorted.iter().map(|page| page.address).collect();
+    contiguous_runs(&addresses, page_size_bytes)
+        .map_err(|error| LayoutError::Pages(error.to_string()))?;
     let mut free = Free {
         owned: &sorted,
         taken: vec![false; sorted.len()],
@@ -328,13 +367,10 @@ pub fn choose(
         (image, Some(initrd))
     };
     let device_tree = chooser.place(&device_tree, None)?;
-    let stage = free
-        .take_where(1, |page| page.address < ADDRESS_LIMIT)
-        .pop()
-        .ok_or(LayoutError::TooFewPages {
-            wanted: 1,
-            found: 0,
-        })?;
+    let stage = free.take_any(1).pop().ok_or(LayoutError::TooFewPages {
+        wanted: 1,
+        found: 0,
+    })?;
     Ok(Layout {
         page_size_bytes,
         image,
@@ -376,16 +412,19 @@ impl Chooser<'_, '_> {
         let room_bytes = self.whole_pages(wish.room_bytes, wish)?;
         let runs = self.free.runs()?;
         let longest_bytes = runs.iter().map(|run| run.size_bytes()).max().unwrap_or(0);
+        let alignment_bytes = BASE_ALIGNMENT_BYTES.max(self.free.page_size_bytes);
+        let windows = windows(near);
         // The shortest run that is long enough: long ones are left for what needs them.
         let target = runs
             .iter()
-            .filter(|run| run.size_bytes() >= room_bytes)
-            .filter_map(|run| {
-                let start = run.start().align_up(BASE_ALIGNMENT_BYTES)?;
+            .flat_map(|run| windows.iter().map(move |window| (run, window)))
+            .filter_map(|(run, window)| {
+                let inside = run.intersection(*window)?;
+                let start = inside.start().align_up(alignment_bytes)?;
                 let target = PhysRange::from_size(start, room_bytes).ok()?;
-                let fits = run.contains_range(target)
-                    && near.is_none_or(|near| in_one_window(near, target));
-                fits.then_some((run.size_bytes(), target))
+                inside
+                    .contains_range(target)
+                    .then_some((run.size_bytes(), target))
             })
             .min_by_key(|(run_bytes, _)| *run_bytes)
             .map(|(_, target)| target)
@@ -406,20 +445,13 @@ impl Chooser<'_, '_> {
         let room_bytes = self.whole_pages(wish.room_bytes, wish)?;
         let held_bytes =
             self.whole_pages(wish.content_bytes.saturating_add(wish.offset_bytes), wish)?;
-        let window = match near {
-            None => PhysRange::new(PhysAddr::new(0), ADDRESS_LIMIT).unwrap_or_default(),
-            Some(near) => {
-                let end = near
-                    .end()
-                    .align_up(WINDOW_ALIGNMENT_BYTES)
-                    .unwrap_or(ADDRESS_LIMIT);
-                let start = PhysAddr::new(end.as_u64().saturating_sub(WINDOW_BYTES));
-                PhysRange::new(start, end.min(ADDRESS_LIMIT)).unwrap_or_default()
-            }
-        };
-        let target = self
-            .plain_ram
-            .highest_fit(room_bytes, BASE_ALIGNMENT_BYTES, window)
+        let target = windows(near)
+            .iter()
+            .rev()
+            .find_map(|window| {
+                self.plain_ram
+                    .highest_fit(room_bytes, BASE_ALIGNMENT_BYTES, *window)
+            })
             .ok_or(LayoutError::NoTarget {
                 piece: wish.name,
                 wanted_bytes: room_bytes,
@@ -428,9 +460,7 @@ impl Chooser<'_, '_> {
         let count = held_bytes / self.free.page_size_bytes;
         let pages = self
             .free
-            .take_where(usize::try_from(count).unwrap_or(usize::MAX), |page| {
-                page.address < ADDRESS_LIMIT
-            });
+            .take_any(usize::try_from(count).unwrap_or(usize::MAX));
         if pages.len() as u64 != count {
             return Err(LayoutError::TooFewPages {
                 wanted: count,
