@@ -51,6 +51,15 @@ pub enum Error {
         /// Where it leads, bytes from the beginning of the file; may be negative.
         target: i64,
     },
+    /// The entry branch leads to code that is not how Linux begins.
+    #[error(
+        "the header's entry leads to offset {entry_offset_bytes:#x}, which is not how Linux begins: the \
+             file is damaged, install it again"
+    )]
+    EntryUnlikeLinux {
+        /// Where it leads, bytes from the beginning of the file.
+        entry_offset_bytes: u64,
+    },
     /// `text_offset` is not a multiple of 4 KiB below 2 MiB.
     #[error(
         "the header's text_offset is {text_offset_bytes:#x}; it must be a multiple of 0x1000 \

@@ -169,6 +169,7 @@ impl Header {
         }
         let entry_offset_bytes = raw.check_entry(image, pe.as_ref())?;
         raw.check_against_version(image)?;
+        check_first_instructions(image, entry_offset_bytes)?;
         Ok(Self {
             text_offset_bytes: raw.text_offset_bytes,
             image_size_bytes: raw.image_size_bytes,
@@ -347,12 +348,47 @@ impl Raw {
     }
 }
 
-/// Bytes from an A64 `b` instruction to its target: a signed count of words in the low 26 bits.
+/// Linux begins with a call, `bl preserve_boot_args` or `bl record_mmu_state`, and what is called begins
+/// with one of [`FIRST_CALLED`] (arch/arm64/kernel/head.S). A branch that leads anywhere else is damaged,
+/// though there is code where it leads. Asked only of what says that it is Linux, and the instructions
+/// only of versions they were read in: the format also carries other programs, and newer kernels may
+/// begin otherwise.
+fn check_first_instructions(image: &[u8], entry_offset_bytes: u64) -> Result<(), Error> {
+    let Some(version) = banner::find(image).and_then(banner::version) else {
+        return Ok(());
+    };
+    let refusal = Error::EntryUnlikeLinux { entry_offset_bytes };
+    let entry = usize::try_from(entry_offset_bytes).map_err(|_| refusal.clone())?;
+    let called = u32_at(image, entry)
+        .and_then(|instruction| branch_distance_bytes_of(instruction, OPCODE_BL))
+        .and_then(|distance_bytes| entry_offset_bytes.checked_add_signed(distance_bytes))
+        .and_then(|offset_bytes| u32_at(image, usize::try_from(offset_bytes).ok()?))
+        .ok_or_else(|| refusal.clone())?;
+    let (first, last) = FIRST_CALLED_VERSIONS;
+    if version >= first && version <= last && !FIRST_CALLED.contains(&called) {
+        return Err(refusal);
+    }
+    Ok(())
+}
+
+/// `mov x21, x0` (preserve_boot_args) and `mrs x19, CurrentEL` (record_mmu_state).
+const FIRST_CALLED: [u32; 2] = [0xaa00_03f5, 0xd538_4253];
+/// First and last version that was looked at.
+const FIRST_CALLED_VERSIONS: ((u32, u32), (u32, u32)) = ((5, 10), (7, 3));
+
+const OPCODE_B: u32 = 0x1400_0000;
+const OPCODE_BL: u32 = 0x9400_0000;
+
+/// Bytes from an A64 `b` instruction to its target.
 fn branch_distance_bytes(instruction: u32) -> Option<i64> {
+    branch_distance_bytes_of(instruction, OPCODE_B)
+}
+
+/// Bytes from an A64 branch with this opcode to its target: a signed count of words in the low 26 bits.
+fn branch_distance_bytes_of(instruction: u32, opcode: u32) -> Option<i64> {
     const OPCODE_MASK: u32 = 0xfc00_0000;
-    const OPCODE_B: u32 = 0x1400_0000;
     const WORDS_BITS: u32 = 26;
-    if instruction & OPCODE_MASK != OPCODE_B {
+    if instruction & OPCODE_MASK != opcode {
         return None;
     }
     let unsigned_words = i64::from(instruction & !OPCODE_MASK);

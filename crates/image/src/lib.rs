@@ -20,10 +20,10 @@
 //!   it is, by its CRC).
 //! - A kernel built without `CONFIG_EFI` has no PE header: nothing in it says how long the file must
 //!   be, so a truncated one passes. Ship such kernels as gzip.
-//! - Three parts of the header can be changed into another valid header: the displacement of the entry
-//!   branch (bytes 4 to 7: it must hit a non-zero instruction of the executable section), the page size
-//!   (byte 24: used only to ask whether the CPU can do it), and, in kernels older than Linux 5.10,
-//!   `text_offset` and the placement flag (from 5.10 on they are constants, and checked as such).
+//! - Parts of the header can be changed into another valid header: the page size (byte 24: used only to
+//!   ask whether the CPU can do it); in kernels older than Linux 5.10 `text_offset` and the placement flag
+//!   (from 5.10 on they are constants, and checked as such); and in what does not say that it is Linux
+//!   5.10 to 7.3 the displacement of the entry branch (bytes 4 to 7), as long as it hits code.
 #![forbid(unsafe_code)]
 
 mod banner;

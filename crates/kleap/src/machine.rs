@@ -76,10 +76,10 @@ impl Devices {
 fn uart_for_relocator(uart: &kleap_devicetree::Uart) -> Option<abi::Uart> {
     match uart.kind {
         UartKind::Pl011 => Some(abi::Uart::Pl011 { base: uart.base.as_u64() }),
-        UartKind::Ns16550 { reg_shift, reg_io_width_bytes, reg_offset_bytes } => {
-            let base = uart.base.checked_add(u64::from(reg_offset_bytes))?.as_u64();
+        // `base` has `reg-offset` in it already.
+        UartKind::Ns16550 { reg_shift, reg_io_width_bytes, .. } => {
             matches!(reg_io_width_bytes, 1 | 4).then_some(abi::Uart::Ns16550 {
-                base,
+                base: uart.base.as_u64(),
                 reg_shift: u64::from(reg_shift),
                 width_bytes: u64::from(reg_io_width_bytes),
             })

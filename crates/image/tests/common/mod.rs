@@ -58,16 +58,27 @@ pub(crate) const NOP: u32 = 0xd503_201f;
 const BANNER_OFFSET: usize = 0x2_0000;
 
 impl Fixture {
-    /// The head, zeros to the real length, one instruction where the entry branch leads, a banner.
+    /// The head, code everywhere to the real length (so that a damaged branch hits some), how Linux
+    /// begins where the entry branch leads, a banner.
     pub(crate) fn image(&self) -> Vec<u8> {
         let mut image = vec![0; self.file_bytes];
         image[..self.head.len()].copy_from_slice(self.head);
+        for word in image[0x1_0000..].as_chunks_mut::<4>().0 {
+            *word = NOP.to_le_bytes();
+        }
         let branch = u32::from_le_bytes(image[4..8].try_into().unwrap());
         let target = 4 + 4 * usize::try_from(branch & 0x03ff_ffff).unwrap();
-        put(&mut image, target, &NOP.to_le_bytes());
+        put_entry(&mut image, target);
         put(&mut image, BANNER_OFFSET, self.banner.as_bytes());
         put(&mut image, BANNER_OFFSET + self.banner.len(), b"\n");
         image
+    }
+}
+
+/// `bl` over one instruction to `mov x21, x0`: arch/arm64/kernel/head.S in three words.
+fn put_entry(image: &mut [u8], offset: usize) {
+    for (index, word) in [0x9400_0002_u32, NOP, 0xaa00_03f5].into_iter().enumerate() {
+        put(image, offset + 4 * index, &word.to_le_bytes());
     }
 }
 
@@ -83,6 +94,6 @@ pub(crate) fn without_efi(code: [u32; 2], file_bytes: usize, image_size_bytes: u
     put(&mut image, 16, &image_size_bytes.to_le_bytes());
     put(&mut image, 24, &0xa_u64.to_le_bytes());
     put(&mut image, 56, b"ARM\x64");
-    put(&mut image, 0x1000, &NOP.to_le_bytes());
+    put_entry(&mut image, 0x1000);
     image
 }
