@@ -176,7 +176,8 @@ fn print_table<'outcomes>(outcomes: impl Iterator<Item = &'outcomes Outcome>) {
         let note = outcome
             .failure
             .as_deref()
-            .and_then(|text| text.lines().next());
+            .and_then(|text| text.lines().next())
+            .or(outcome.seen.note.as_deref());
         lines.push([
             outcome.name.clone(),
             verdict.to_owned(),

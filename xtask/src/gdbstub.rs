@@ -54,15 +54,16 @@ impl Debugger {
         Ok(debugger)
     }
 
-    /// The value of a register of the CPU that stopped last, by its name in QEMU's description
-    /// (`pc`, `x0`, `SCTLR_EL1`), whatever the case.
-    pub(crate) fn register(&mut self, name: &str) -> Result<u64> {
-        let number = *self
-            .registers
-            .get(&name.to_ascii_lowercase())
-            .with_context(|| format!("QEMU describes no register {name}"))?;
+    /// The value of a register of the CPU that stopped last. Names are QEMU's, which differ between
+    /// CPUs and versions: the first one that is known is taken, whatever its case.
+    pub(crate) fn register(&mut self, names: &[&str]) -> Result<u64> {
+        let number = names
+            .iter()
+            .find_map(|name| self.registers.get(&name.to_ascii_lowercase()).copied())
+            .with_context(|| format!("QEMU describes no register {}", names.join(" or ")))?;
         let answer = self.ask(&format!("p{number:x}"))?;
-        let bytes = parse_hex(&answer).with_context(|| format!("cannot read {name}: {answer}"))?;
+        let bytes = parse_hex(&answer)
+            .with_context(|| format!("cannot read {}: {answer}", names.join(" or ")))?;
         Ok(little_endian(&bytes))
     }
 
@@ -101,16 +102,20 @@ impl Debugger {
         self.expect_ok(&format!("z1,{address:x},4"))
     }
 
+    /// Stops whoever writes to the eight bytes at a virtual address.
+    pub(crate) fn set_watchpoint(&mut self, address: u64) -> Result<()> {
+        self.expect_ok(&format!("Z2,{address:x},8"))
+    }
+
+    /// Takes a watchpoint away.
+    pub(crate) fn clear_watchpoint(&mut self, address: u64) -> Result<()> {
+        self.expect_ok(&format!("z2,{address:x},8"))
+    }
+
     /// Lets all CPUs run until one stops, and makes that one the one that is looked at.
     pub(crate) fn continue_until_stop(&mut self, deadline: Duration) -> Result<String> {
         self.send("c")?;
         self.wait_for_stop(deadline)
-    }
-
-    /// Executes one instruction.
-    pub(crate) fn step(&mut self) -> Result<String> {
-        self.send("s")?;
-        self.wait_for_stop(ANSWER_DEADLINE)
     }
 
     /// Lets all CPUs run and does not come back to them.

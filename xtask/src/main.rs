@@ -6,10 +6,6 @@ mod build;
 mod cpio;
 mod demo;
 mod e2e;
-#[allow(
-    dead_code,
-    reason = "the row that shows the relocator's registers comes with the relocator"
-)]
 mod gdbstub;
 mod initramfs;
 mod lab;
@@ -21,6 +17,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod witness;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -57,7 +57,7 @@ pub(crate) struct Description {
     pub(crate) initrd: PathBuf,
     /// Its command line.
     pub(crate) command_line: String,
-    /// Whether to open a socket for the debugger, and to wait for it.
+    /// Whether to open a socket for a debugger, which stops the machine when it connects.
     pub(crate) debugger: bool,
 }
 
@@ -175,7 +175,6 @@ impl Machine {
         &mut self.qmp
     }
 
-    #[allow(dead_code, reason = "for the row that shows the relocator's registers")]
     /// The path by which the debugger's socket can be reached.
     pub(crate) fn debugger_socket(&self) -> PathBuf {
         descriptor_path(&self.run_handle, "gdb")
@@ -356,7 +355,6 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
     add("-append", description.command_line.clone());
     if description.debugger {
         add("-gdb", "unix:gdb,server=on,wait=off".to_owned());
-        words.push("-S".to_owned());
     }
     // A reset ends the machine, with an event that says so.
     words.push("-no-reboot".to_owned());

@@ -21,6 +21,10 @@ const USUAL_CPUS: u32 = 4;
 /// Every kernel's command line starts with this. A panic ends the machine.
 const COMMON_WORDS: &str = "console=ttyAMA0 panic=1 oops=panic rdinit=/init";
 
+/// The script's line at which the debugger comes in, and the time it has for that.
+pub(crate) const WITNESS_LINE: &str = "witness";
+const WITNESS_PAUSE: &str = "say witness\nsleep 5\n";
+
 /// A kind of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
@@ -144,6 +148,8 @@ pub(crate) struct Row {
     pub(crate) payload_bytes: u64,
     /// Whether the command is the variant with switches that break things.
     pub(crate) fault_injection: bool,
+    /// Whether a debugger watches the hand-over.
+    pub(crate) witness: bool,
     /// What the first kernel does.
     pub(crate) script: Script,
     /// How the machine must end.
@@ -170,6 +176,7 @@ impl Row {
             first_words: "",
             payload_bytes: SMALL_PAYLOAD_BYTES,
             fault_injection: false,
+            witness: false,
             script: Script::HandOver(strategy),
             end: End::Verdict,
             fast: false,
@@ -194,6 +201,12 @@ impl Row {
         self.payload_bytes = LARGE_PAYLOAD_BYTES;
         self.memory_mb = LARGE_MEMORY_MB;
         self.named()
+    }
+
+    fn witnessed(mut self) -> Self {
+        self.witness = true;
+        self.name.push_str("/witness");
+        self
     }
 
     fn with_cpus(mut self, cpus: u32) -> Self {
@@ -254,12 +267,15 @@ impl Row {
             )
         };
         match &self.script {
-            Script::HandOver(strategy) => format!(
-                "say payload initrd_bytes={}\nmust {}\nsay loaded\nrun kleap status\nsay executing\nrun kleap exec\n\
-                 finish fail 'kleap exec came back'\n",
-                initrd.size_bytes,
-                load(*strategy)
-            ),
+            Script::HandOver(strategy) => {
+                let pause = if self.witness { WITNESS_PAUSE } else { "" };
+                format!(
+                    "say payload initrd_bytes={}\nmust {}\nsay loaded\nrun kleap status\n{pause}\
+                     say executing\nrun kleap exec\nfinish fail 'kleap exec came back'\n",
+                    initrd.size_bytes,
+                    load(*strategy)
+                )
+            }
             Script::Refuse(patterns) => {
                 let patterns: Vec<_> = patterns
                     .iter()
@@ -311,6 +327,7 @@ const FAST: &[&str] = &[
     "6.12-16k-to-6.1/vhe-n1/in-place/47M/cpus4",
     "7.3-to-5.10/vhe-max/relocate/47M/cpus4",
     "6.12-to-6.12/vhe-max/refused-lpa2",
+    "6.1-to-6.12/el2-a57/relocate/47M/cpus4/witness",
 ];
 
 /// The system call of 6.12 with 4K pages would take the first kernel down on this machine.
@@ -355,6 +372,9 @@ pub(crate) fn all() -> Vec<Row> {
         if let (Some(strategy), Some(&kind)) = (strategy, kinds.get((turn + 2) % kinds.len())) {
             rows.push(usable(Row::hand_over(first, second, kind, strategy)).with_cpus(1));
         }
+    }
+    for kind in [EL1_A57, EL2_A57, VHE_N1, VHE_MAX] {
+        rows.push(Row::hand_over("6.1", "6.12", kind, Strategy::Relocate).witnessed());
     }
     rows.push(Row::refusal(
         "6.12",

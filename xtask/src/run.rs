@@ -14,9 +14,10 @@ use crate::build;
 use crate::initramfs::{self, Payload, Programs};
 use crate::lab::Lab;
 use crate::qemu::{Description, Line, Machine};
-use crate::rows::{End, Row};
+use crate::rows::{End, Row, WITNESS_LINE};
 use crate::setup;
 use crate::toolchain::{self, QemuSystem, Rust};
+use crate::witness;
 
 /// Until the first kernel's script runs, with a large initramfs on a busy machine.
 const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
@@ -109,6 +110,8 @@ pub(crate) struct Seen {
     pub(crate) report: Vec<String>,
     /// `kleap report --json`.
     pub(crate) json: Option<Value>,
+    /// What the debugger saw.
+    pub(crate) note: Option<String>,
 }
 
 /// Runs a row. `on_line` sees the console.
@@ -168,11 +171,15 @@ fn try_row(
         kernel: assets.kernel(row.first)?.clone(),
         initrd,
         command_line: row.first_command_line(&token),
-        debugger: false,
+        debugger: row.witness,
     };
     let mut machine = Machine::start(&assets.qemu, &description, &run_directory, &log)?;
-    let result = watch(&mut machine, row, &token, on_line);
-    *seen = look_back(machine.history());
+    let mut note = None;
+    let result = watch(&mut machine, row, &token, on_line, &mut note);
+    *seen = Seen {
+        note,
+        ..look_back(machine.history())
+    };
     result.map_err(|error| {
         anyhow::anyhow!(
             "{error:#}\n{}to repeat it: cargo xtask e2e --only {}",
@@ -187,6 +194,7 @@ fn watch(
     row: &Row,
     token: &str,
     on_line: &mut dyn FnMut(&Line),
+    note: &mut Option<String>,
 ) -> Result<()> {
     machine.wait_for(
         "the first kernel's script",
@@ -194,6 +202,12 @@ fn watch(
         &mut *on_line,
         |line| lab_value(line, "role=first").map(|_| ()),
     )?;
+    if row.witness {
+        machine.wait_for("the pause", VERDICT_DEADLINE_MS, &mut *on_line, |line| {
+            (lab_value(line, "") == Some(WITNESS_LINE)).then_some(())
+        })?;
+        *note = Some(witness::watch(machine).context("the debugger")?);
+    }
     match &row.end {
         End::Verdict => {
             let verdict_start = format!("token={token} verdict=");
@@ -256,6 +270,7 @@ fn look_back(history: &[Line]) -> Seen {
         gap,
         report: between(history, "report-begin", "report-end"),
         json: serde_json::from_str(&json).ok(),
+        note: None,
     }
 }
 
