@@ -95,15 +95,37 @@ const PADDING_NAME: &str = "lab/padding";
 /// Large enough that writing is not what a row waits for.
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// The programs that every machine has.
+/// The small part, the same in the first and in the second file system: programs and scripts. Read
+/// once, so that a build during a long run does not mix versions.
 #[derive(Debug, Clone)]
-pub(crate) struct Programs {
-    /// Static busybox.
-    pub(crate) busybox: PathBuf,
-    /// The command under test, or its variant.
-    pub(crate) kleap: PathBuf,
-    /// The helper.
-    pub(crate) guest: PathBuf,
+pub(crate) struct Base(Vec<u8>);
+
+impl Base {
+    /// From static busybox, the command under test, and the helper.
+    pub(crate) fn new(busybox: &Path, kleap: &Path, guest: &Path) -> Result<Self> {
+        let mut bytes = Vec::new();
+        let mut archive = Archive::new(&mut bytes);
+        for name in ["bin", "dev", "lab", "proc", "run", "sys", "tmp"] {
+            archive.directory(name)?;
+        }
+        archive.file("init", INIT)?;
+        archive.file("lab/functions.sh", FUNCTIONS)?;
+        archive.file("lab/second.sh", SECOND)?;
+        for (name, path) in [
+            ("bin/busybox", busybox),
+            ("bin/kleap", kleap),
+            ("bin/kleap-guest", guest),
+        ] {
+            let content =
+                fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            archive.file(name, &content)?;
+        }
+        for applet in APPLETS {
+            archive.link(&format!("bin/{applet}"), "busybox")?;
+        }
+        archive.finish()?;
+        Ok(Self(bytes))
+    }
 }
 
 /// What the first kernel is to hand over to.
@@ -131,24 +153,23 @@ pub(crate) type ExtraFiles = Vec<(String, Vec<u8>)>;
 /// Writes the first initramfs. The script is made last, because it names the second initrd's digest.
 pub(crate) fn write_first(
     path: &Path,
-    programs: &Programs,
+    base: &Base,
     payload: &Payload,
     script: impl FnOnce(&SecondInitrd) -> Result<(String, ExtraFiles)>,
 ) -> Result<SecondInitrd> {
-    let base = base(programs)?;
+    let Base(base) = base;
     let mut image = File::open(&payload.image)
         .with_context(|| format!("cannot open {}", payload.image.display()))?;
     let image_bytes = image
         .metadata()
         .context("cannot examine the second kernel")?
         .len();
-    let mut initrd =
-        SecondInitrdReader::new(&base, payload.total_bytes.saturating_sub(image_bytes))
-            .context("cannot lay out the second initrd")?;
+    let mut initrd = SecondInitrdReader::new(base, payload.total_bytes.saturating_sub(image_bytes))
+        .context("cannot lay out the second initrd")?;
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut sink = BufWriter::with_capacity(BUFFER_BYTES, file);
     let mut write = || -> io::Result<()> {
-        sink.write_all(&base)?;
+        sink.write_all(base)?;
         let mut archive = Archive::new(&mut sink);
         archive.directory("payload")?;
         archive.stream("payload/Image", image_bytes, &mut image)?;
@@ -215,28 +236,6 @@ impl Read for SecondInitrdReader<'_> {
         self.digest.update(buffer.get(..count).unwrap_or_default());
         Ok(count)
     }
-}
-
-/// The small part, the same in the first and in the second file system.
-fn base(programs: &Programs) -> Result<Vec<u8>> {
-    let read =
-        |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let mut bytes = Vec::new();
-    let mut archive = Archive::new(&mut bytes);
-    for name in ["bin", "dev", "lab", "proc", "run", "sys", "tmp"] {
-        archive.directory(name)?;
-    }
-    archive.file("init", INIT)?;
-    archive.file("lab/functions.sh", FUNCTIONS)?;
-    archive.file("lab/second.sh", SECOND)?;
-    archive.file("bin/busybox", &read(&programs.busybox)?)?;
-    archive.file("bin/kleap", &read(&programs.kleap)?)?;
-    archive.file("bin/kleap-guest", &read(&programs.guest)?)?;
-    for applet in APPLETS {
-        archive.link(&format!("bin/{applet}"), "busybox")?;
-    }
-    archive.finish()?;
-    Ok(bytes)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::build;
-use crate::initramfs::{self, Payload, Programs};
+use crate::initramfs::{self, Base, Payload};
 use crate::lab::Lab;
 use crate::qemu::{Description, Line, Machine};
 use crate::rows::{End, Row, WITNESS_LINE};
@@ -35,8 +35,8 @@ pub(crate) const KERNEL_ENTRY: &str = "Booting Linux on physical CPU";
 pub(crate) struct Assets {
     qemu: QemuSystem,
     kernels: BTreeMap<String, PathBuf>,
-    programs: Programs,
-    fault_programs: Option<Programs>,
+    base: Base,
+    fault_base: Option<Base>,
 }
 
 impl Assets {
@@ -54,25 +54,18 @@ impl Assets {
         let rust = Rust::find(lab)?;
         let guest = build::program(lab, &rust, build::GUEST)?;
         let kleap = build::program(lab, &rust, build::KLEAP)?;
-        let programs = Programs {
-            busybox,
-            kleap,
-            guest,
-        };
-        let fault_programs = if rows.iter().any(|row| row.fault_injection) {
+        let base = Base::new(&busybox, &kleap, &guest)?;
+        let fault_base = if rows.iter().any(|row| row.fault_injection) {
             let kleap = build::program(lab, &rust, build::KLEAP_FAULT)?;
-            Some(Programs {
-                kleap,
-                ..programs.clone()
-            })
+            Some(Base::new(&busybox, &kleap, &guest)?)
         } else {
             None
         };
         Ok(Self {
             qemu,
             kernels,
-            programs,
-            fault_programs,
+            base,
+            fault_base,
         })
     }
 
@@ -145,19 +138,19 @@ fn try_row(
     let log = lab
         .path("logs")
         .join(format!("{}.log", row.name.replace('/', "_")));
-    let programs = if row.fault_injection {
+    let base = if row.fault_injection {
         assets
-            .fault_programs
+            .fault_base
             .as_ref()
             .context("the fault-injection variant was not built")?
     } else {
-        &assets.programs
+        &assets.base
     };
     let payload = Payload {
         image: assets.kernel(row.second)?.clone(),
         total_bytes: row.payload_bytes,
     };
-    let written = initramfs::write_first(&initrd, programs, &payload, |second| {
+    let written = initramfs::write_first(&initrd, base, &payload, |second| {
         Ok((row.script_text(&token, second), Vec::new()))
     });
     // QEMU reads the file while it starts; the guard removes it whatever happens.

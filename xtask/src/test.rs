@@ -21,11 +21,7 @@ const RUNNER_VARIABLE: &str = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER";
 pub(crate) fn run(lab: &Lab) -> Result<()> {
     setup::run(lab)?;
     let mut tally = Tally::default();
-    step(
-        &mut tally,
-        "tests on this machine",
-        cargo_test(&mut host_tests(lab)),
-    );
+    step(&mut tally, "tests on this machine", host_tests(lab));
     step(&mut tally, "tests as arm64 programs", arm64_tests(lab));
     for (what, component, arguments) in [
         ("format", "fmt", &["fmt", "--all", "--", "--check"][..]),
@@ -76,12 +72,18 @@ fn step(sum: &mut Tally, what: &str, result: Result<Tally>) {
     }
 }
 
-fn host_tests(lab: &Lab) -> Command {
+fn host_tests(lab: &Lab) -> Result<Tally> {
+    let mut command = host_cargo(lab)?;
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    cargo_test(&mut command)
+}
+
+/// Cargo's own compiler and target.
+fn host_cargo(lab: &Lab) -> Result<Command> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(lab.workspace())
-        .args(["test", "--workspace", "--no-fail-fast"]);
-    command
+    command.current_dir(lab.workspace());
+    Rust::find(lab)?.configure_relocator(&mut command);
+    Ok(command)
 }
 
 fn arm64_tests(lab: &Lab) -> Result<Tally> {
@@ -143,16 +145,13 @@ fn add_summary(tally: &mut Tally, line: &str) {
 }
 
 fn has_component(lab: &Lab, component: &str) -> bool {
-    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(lab.workspace())
-        .args([component, "--version"])
-        .output()
+    host_cargo(lab)
+        .and_then(|mut command| Ok(command.args([component, "--version"]).output()?))
         .is_ok_and(|output| output.status.success())
 }
 
 fn check(lab: &Lab, arguments: &[&str]) -> Result<Tally> {
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .current_dir(lab.workspace())
+    let status = host_cargo(lab)?
         .args(arguments)
         .status()
         .context("cannot run cargo")?;

@@ -187,12 +187,19 @@ impl Rust {
                 "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
                 "-C target-feature=+crt-static",
             )
-            .env(RELOCATOR_LINKER_VARIABLE, &self.linker)
             .env("CARGO_TARGET_DIR", self.target_directory());
+        self.configure_relocator(command);
         if let Some(rustc) = &self.rustc {
-            command
-                .env("RUSTC", rustc)
-                .env(RELOCATOR_RUSTC_VARIABLE, rustc);
+            command.env("RUSTC", rustc);
+        }
+    }
+
+    /// Makes a Cargo command that builds for this machine build the relocator for arm64 all the
+    /// same, so that the tests here can examine it.
+    pub(crate) fn configure_relocator(&self, command: &mut Command) {
+        command.env(RELOCATOR_LINKER_VARIABLE, &self.linker);
+        if let Some(rustc) = &self.rustc {
+            command.env(RELOCATOR_RUSTC_VARIABLE, rustc);
         }
     }
 
