@@ -644,6 +644,7 @@ mod encode {
 pub use encode::encode;
 
 #[cfg(all(test, feature = "host"))]
+#[allow(clippy::unwrap_used, reason = "a test's helper functions too")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

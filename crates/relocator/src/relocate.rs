@@ -161,4 +161,5 @@ pub fn relocate(
 }
 
 #[cfg(all(test, feature = "host"))]
+#[allow(clippy::unwrap_used, reason = "a test's helper functions too")]
 mod tests;
