@@ -18,7 +18,7 @@
 //! E2H) and with one (EL2 without) differ in bits that are RES1 in one and a permission in the other, and
 //! which regime it will be is only known at entry. A set is a few pages, whatever the RAM.
 
-use crate::layout::{ADDRESS_LIMIT, Layout, Place};
+use crate::layout::{Layout, Place};
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_pagetable::{
     Access, Geometry, Granule, MAIR, Mapping, MemoryType, OutputAddressSize, Regime, Tables, build,
@@ -27,7 +27,7 @@ use kleap_relocator::abi::{
     self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Move, Piece, PieceKind, Redistributors,
     STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
 };
-use kleap_relocator::{crc32c, image};
+use kleap_relocator::{crc32c, image, timeline};
 use serde::Serialize;
 
 /// Virtual address bits of the relocator's map: enough for every address the boot protocol allows.
@@ -146,6 +146,19 @@ pub enum StageError {
         /// The memory.
         memory: PhysRange,
     },
+    /// An initrd without a place, or a place without an initrd.
+    #[error("the layout and the payload do not agree whether there is an initrd: load again")]
+    Initrd,
+    /// The timeline would be written outside the device tree.
+    #[error(
+        "the timeline at byte {offset_bytes} is outside the device tree of {size_bytes} bytes: load again"
+    )]
+    Timeline {
+        /// Where in the device tree it would be written, bytes.
+        offset_bytes: u64,
+        /// Size of the device tree, bytes.
+        size_bytes: u64,
+    },
     /// The next kernel's piece does not fit its place.
     #[error("{size_bytes} bytes do not fit into {place}")]
     Content {
@@ -192,15 +205,47 @@ fn moves(place: &Place, content: Content, page_size_bytes: u64) -> Vec<Move> {
     moves
 }
 
-fn check_content(place: &Place, content: Content, page_size_bytes: u64) -> Result<(), StageError> {
-    let held_bytes = place.pages.len() as u64 * page_size_bytes;
-    match place.offset_bytes.checked_add(content.size_bytes) {
-        Some(end) if end <= held_bytes && end <= place.target.size_bytes() => Ok(()),
-        _ => Err(StageError::Content {
-            size_bytes: content.size_bytes,
-            place: place.target,
-        }),
+/// Checks that there is a page for every byte of `content`, and room at the target for it and for
+/// whatever else is cleaned. The layout was stored since it was chosen: nothing in it is believed.
+fn check_content(
+    place: &Place,
+    content: Content,
+    clean_size_bytes: u64,
+    page_size_bytes: u64,
+) -> Result<(), StageError> {
+    for page in &place.pages {
+        PhysRange::from_size(page.address, page_size_bytes)?;
     }
+    let held_bytes = (place.pages.len() as u64).saturating_mul(page_size_bytes);
+    for (size_bytes, most_bytes) in [
+        (content.size_bytes, held_bytes),
+        (content.size_bytes, place.target.size_bytes()),
+        (clean_size_bytes, place.target.size_bytes()),
+    ] {
+        let end_bytes = place.offset_bytes.checked_add(size_bytes);
+        if end_bytes.is_none_or(|end_bytes| end_bytes > most_bytes) {
+            return Err(StageError::Content {
+                size_bytes,
+                place: place.target,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the timeline lies in the device tree: anything else is not mapped, or not ours.
+fn check_timeline(input: &StageInput<'_>) -> Result<(), StageError> {
+    let size_bytes = input.device_tree.size_bytes;
+    let end_bytes = input
+        .timeline_offset_bytes
+        .checked_add(timeline::SIZE_BYTES as u64);
+    if end_bytes.is_none_or(|end_bytes| end_bytes > size_bytes) {
+        return Err(StageError::Timeline {
+            offset_bytes: input.timeline_offset_bytes,
+            size_bytes,
+        });
+    }
+    Ok(())
 }
 
 /// Everything but the stage itself, as mappings.
@@ -265,8 +310,10 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     let program = image::program_at(start.as_u64())?;
 
     let mut contents = vec![(PieceKind::Image, &layout.image, input.image)];
-    if let (Some(place), Some(content)) = (&layout.initrd, input.initrd) {
-        contents.push((PieceKind::Initrd, place, content));
+    match (&layout.initrd, input.initrd) {
+        (Some(place), Some(content)) => contents.push((PieceKind::Initrd, place, content)),
+        (None, None) => {}
+        _ => return Err(StageError::Initrd),
     }
     contents.push((
         PieceKind::DeviceTree,
@@ -274,15 +321,16 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         input.device_tree,
     ));
 
+    check_timeline(input)?;
     let (mut pieces, mut all_moves) = (Vec::new(), Vec::new());
     for &(kind, place, content) in &contents {
-        check_content(place, content, page_size_bytes)?;
-        all_moves.extend(moves(place, content, page_size_bytes));
         let clean_size_bytes = match kind {
             // BSS and first tables included: the next kernel writes there with the MMU off.
             PieceKind::Image => input.image_size_bytes,
             _ => content.size_bytes,
         };
+        check_content(place, content, clean_size_bytes, page_size_bytes)?;
+        all_moves.extend(moves(place, content, page_size_bytes));
         pieces.push(Piece {
             kind,
             start: place.start().as_u64(),
@@ -389,7 +437,6 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
 fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tables) -> Header {
     let layout = input.layout;
     let device_tree = layout.device_tree.start().as_u64();
-    debug_assert!(device_tree < ADDRESS_LIMIT.as_u64());
     Header {
         stage: layout.stage.address.as_u64(),
         stage_size_bytes,
