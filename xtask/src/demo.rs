@@ -11,8 +11,8 @@ use crate::rows::{self, Row, Strategy};
 use crate::run::{self, Assets, KERNEL_ENTRY};
 use crate::setup::KERNELS;
 
-/// How much of the console's last line is shown below the story.
-const STATUS_COLUMNS: usize = 100;
+/// How much of one line of the console is shown.
+const SHOWN_COLUMNS: usize = 100;
 
 /// What the user asks for.
 #[derive(Debug, Clone)]
@@ -25,6 +25,20 @@ pub(crate) struct Wish {
     pub(crate) kernel: Option<PathBuf>,
     /// Forced, or the command's own choice.
     pub(crate) strategy: Strategy,
+}
+
+impl Wish {
+    fn command(&self) -> String {
+        let kernel = self.kernel.as_ref().map_or_else(
+            || format!("--to {}", self.to),
+            |path| format!("--kernel {}", path.display()),
+        );
+        let strategy = self.strategy.word();
+        format!(
+            "cargo xtask demo --from {} {kernel} --strategy {strategy}",
+            self.from
+        )
+    }
 }
 
 /// Shows a hand-over.
@@ -43,6 +57,7 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
         row.kind = rows::VHE_N1;
     }
     row.name = "demo".to_owned();
+    row.replay = Some(wish.command());
     let mut assets = Assets::prepare(lab, std::slice::from_ref(&row))?;
     if let Some(kernel) = &wish.kernel {
         ensure!(kernel.is_file(), "{} is not a file", kernel.display());
@@ -113,7 +128,7 @@ impl Story {
                 println!("{:7.2} s  {text}", line.at.as_secs_f64());
             }
             None if self.terminal => {
-                let text: String = line.text.chars().take(STATUS_COLUMNS).collect();
+                let text = shortened(&line.text);
                 print!(
                     "\r\x1b[K\x1b[2m{:7.2} s  {text}\x1b[0m",
                     line.at.as_secs_f64()
@@ -133,7 +148,7 @@ impl Story {
         }
         let Some(said) = run::lab_value(line, "") else {
             let shown = self.in_command && !run::is_kernel_message(&line.text);
-            return shown.then(|| format!("  {}", line.text));
+            return shown.then(|| format!("  {}", shortened(&line.text)));
         };
         self.in_command = false;
         if let Some(command) = said.strip_prefix("run ") {
@@ -172,6 +187,15 @@ impl Story {
         self.clear();
         let _ = io::stdout().flush();
     }
+}
+
+/// A line that fits a terminal, and says where it was cut.
+fn shortened(text: &str) -> String {
+    let mut short: String = text.chars().take(SHOWN_COLUMNS).collect();
+    if short.len() < text.len() {
+        short.push_str(" ...");
+    }
+    short
 }
 
 #[cfg(test)]

@@ -25,8 +25,18 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+/// What can be set from outside.
+const VARIABLES: &str = "\
+Environment:
+  KLEAP_LAB_DIR       where downloads and logs are kept [default: target/kleap-lab]
+  KLEAP_LAB_SLOWDOWN  multiplies every deadline, for slow or busy machines [default: 1]
+  KLEAP_ARM64_STD     where arm64's Rust library comes from: rustup, debian or auto [default: auto]
+  KLEAP_QEMU          another qemu-system-aarch64 than the one that set-up unpacks
+  KLEAP_DEBIAN_MIRROR, KLEAP_DEBIAN_SECURITY_MIRROR
+                      the archive, on machines whose apt does not use Debian's";
+
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about)]
+#[command(name = "cargo xtask", about, after_help = VARIABLES)]
 struct Arguments {
     /// Ask nothing; nothing is asked so far, so scripts can pass it without harm
     #[arg(long, global = true)]

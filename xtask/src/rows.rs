@@ -156,6 +156,8 @@ pub(crate) struct Row {
     pub(crate) end: End,
     /// Whether `--fast` includes it.
     pub(crate) fast: bool,
+    /// The command that runs it again, where that is not `e2e --only`.
+    pub(crate) replay: Option<String>,
 }
 
 impl Row {
@@ -180,6 +182,7 @@ impl Row {
             script: Script::HandOver(strategy),
             end: End::Verdict,
             fast: false,
+            replay: None,
         };
         row.named()
     }
@@ -228,6 +231,13 @@ impl Row {
             self.cpus
         );
         self
+    }
+
+    /// The command that runs this row alone.
+    pub(crate) fn replay_command(&self) -> String {
+        self.replay
+            .clone()
+            .unwrap_or_else(|| format!("cargo xtask e2e --only {}", self.name))
     }
 
     /// The first kernel's command line.

@@ -175,9 +175,9 @@ fn try_row(
     };
     result.map_err(|error| {
         anyhow::anyhow!(
-            "{error:#}\n{}to repeat it: cargo xtask e2e --only {}",
+            "{error:#}\n{}to repeat it: {}",
             machine.last_lines(),
-            row.name
+            row.replay_command()
         )
     })
 }
