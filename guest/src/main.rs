@@ -11,6 +11,7 @@
 mod hugepages;
 mod initrd;
 mod kcore;
+mod without_syscall;
 
 use std::env;
 use std::process::ExitCode;
@@ -31,6 +32,9 @@ fn run() -> Result<()> {
     match env::args().nth(1).as_deref() {
         Some("initrd-digest") => initrd::print_digest(),
         Some("hugepages") => hugepages::print(),
-        _ => bail!("usage: kleap-guest initrd-digest|hugepages"),
+        Some("without-syscall") => without_syscall::run(env::args().skip(2)),
+        _ => bail!(
+            "usage: kleap-guest initrd-digest|hugepages|without-syscall NAME ERROR COMMAND..."
+        ),
     }
 }
