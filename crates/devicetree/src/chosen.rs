@@ -58,6 +58,8 @@ const EFI: [&str; 5] = [
     "linux,uefi-mmap-desc-ver",
 ];
 /// One more, in Debian's kernels.
+/// What all of them begin with, those too that a later kernel adds.
+const EFI_PREFIX: &str = "linux,uefi-";
 const EFI_SECURE_BOOT: &str = "linux,uefi-secure-boot";
 
 /// Page sizes to which a loader may have rounded a reservation, bytes.
@@ -229,6 +231,38 @@ pub(crate) fn prepare(tree: &mut Tree, next: &NextBoot<'_>) -> Result<Prepared, 
         tree.model.memory_reservations.push(entry);
     }
     Ok(prepared)
+}
+
+/// Replaces every EFI property of `tree` by those of `running`; returns their names.
+pub(crate) fn carry_efi(tree: &mut Tree, running: &Tree) -> Vec<String> {
+    let is_efi = |name: &str| name.starts_with(EFI_PREFIX);
+    let Some(from) = lookup::child(&running.model.root, CHOSEN) else {
+        return Vec::new();
+    };
+    let carried: Vec<(String, Vec<u8>)> = from
+        .properties()
+        .filter(|property| is_efi(property.name()))
+        .map(|property| (property.name().to_owned(), property.value().to_vec()))
+        .collect();
+    if lookup::child(&tree.model.root, CHOSEN).is_none() {
+        tree.model
+            .root
+            .add_child(DeviceTreeNode::new_unchecked(CHOSEN));
+    }
+    if let Some(chosen) = tree.model.root.child_mut(CHOSEN) {
+        let own: Vec<String> = chosen
+            .properties()
+            .map(|property| property.name().to_owned())
+            .filter(|name| is_efi(name))
+            .collect();
+        for name in own {
+            chosen.remove_property(&name);
+        }
+        for (name, value) in &carried {
+            set(chosen, name, value.as_slice());
+        }
+    }
+    carried.into_iter().map(|(name, _)| name).collect()
 }
 
 /// Whether a reservation is for `old` and nothing else: the same range, or what rounding it to pages

@@ -90,6 +90,15 @@ impl Tree {
         chosen::prepare(self, next)
     }
 
+    /// Makes this tree describe the firmware of the machine that runs: every `linux,uefi-*` property of
+    /// `running` in place of its own. Returns their names; there are none on a machine without EFI.
+    ///
+    /// For a tree that comes from a file: it cannot know where this boot's firmware has put its tables,
+    /// and a kernel that is not told finds neither ACPI nor memory.
+    pub fn carry_efi(&mut self, running: &Self) -> Vec<String> {
+        chosen::carry_efi(self, running)
+    }
+
     /// The command line in `/chosen`, if there is one and it is UTF-8.
     #[must_use]
     pub fn bootargs(&self) -> Option<&str> {

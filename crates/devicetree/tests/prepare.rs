@@ -330,3 +330,27 @@ fn debug_output_has_no_secrets() {
     let text = format!("{:?}", Tree::parse(VIRT).unwrap());
     assert!(text.len() < 200, "{text}");
 }
+
+#[test]
+fn a_tree_from_a_file_takes_over_this_machines_efi() {
+    let running = Tree::parse(EFI).unwrap();
+    let of = |tree: &Tree, name: &str| tree.property("/chosen", name).map(<[u8]>::to_vec);
+    let table = of(&running, "linux,uefi-system-table").unwrap();
+
+    let mut file = Tree::parse(VIRT).unwrap();
+    let carried = file.carry_efi(&running);
+    assert!(
+        carried.contains(&"linux,uefi-mmap-start".to_owned()),
+        "{carried:?}"
+    );
+    assert_eq!(of(&file, "linux,uefi-system-table"), Some(table));
+
+    // The other way round: what the file says of another boot's firmware goes.
+    let mut file = Tree::parse(EFI).unwrap();
+    assert_eq!(
+        file.carry_efi(&Tree::parse(VIRT).unwrap()),
+        Vec::<String>::new()
+    );
+    assert_eq!(of(&file, "linux,uefi-system-table"), None);
+    assert_eq!(of(&file, "bootargs"), of(&running, "bootargs"));
+}
