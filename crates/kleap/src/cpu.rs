@@ -21,9 +21,9 @@ pub(crate) enum Support {
 const ARM: u64 = 0x41;
 /// Apple's.
 const APPLE: u64 = 0x61;
-/// Part numbers of Arm's ARMv8.0 cores, whose `ID_AA64MMFR0_EL1.TGran16` is 0 (their Technical Reference
-/// Manuals): Cortex-A34, A53, A35, A57, A72, A73.
-const ARM_WITHOUT_16K: [u64; 6] = [0xd02, 0xd03, 0xd04, 0xd07, 0xd08, 0xd09];
+/// Part numbers of Arm's cores whose `ID_AA64MMFR0_EL1.TGran16` is 0 (their Technical Reference Manuals):
+/// Cortex-A53, A57, A72.
+const ARM_WITHOUT_16K: [u64; 3] = [0xd03, 0xd07, 0xd08];
 /// Neoverse N1 and Cortex-A76 up: all granules. The oldest of Arm's parts with 16 KiB pages are the
 /// Cortex-A55 and A75.
 const ARM_WITH_ALL: [u64; 16] = [
@@ -33,11 +33,17 @@ const ARM_WITH_ALL: [u64; 16] = [
 
 /// Whether a CPU with this `MIDR_EL1`, which runs a kernel of `running_bytes` pages, runs one of
 /// `wanted_bytes` pages.
-pub(crate) fn page_size_support(midr: Option<u64>, running_bytes: u64, wanted_bytes: u64) -> Support {
+pub(crate) fn page_size_support(
+    midr: Option<u64>,
+    running_bytes: u64,
+    wanted_bytes: u64,
+) -> Support {
     if running_bytes == wanted_bytes {
         return Support::Yes;
     }
-    let Some(midr) = midr else { return Support::Unknown };
+    let Some(midr) = midr else {
+        return Support::Unknown;
+    };
     let (implementer, part) = (midr >> 24 & 0xff, midr >> 4 & 0xfff);
     match (implementer, wanted_bytes) {
         (ARM, 16384) if ARM_WITHOUT_16K.contains(&part) => Support::No,
@@ -67,7 +73,11 @@ mod tests {
             (qemu_max, 16384, 16384, Support::Yes),
             (None, 4096, 65536, Support::Unknown),
         ] {
-            assert_eq!(page_size_support(midr, running, wanted), answer, "{midr:x?} {wanted}");
+            assert_eq!(
+                page_size_support(midr, running, wanted),
+                answer,
+                "{midr:x?} {wanted}"
+            );
         }
     }
 }

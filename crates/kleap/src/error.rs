@@ -24,23 +24,36 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Linux(#[from] kleap_linux::Error),
     #[error("{}: {source}", path.display())]
-    Image { path: PathBuf, source: kleap_image::Error },
+    Image {
+        path: PathBuf,
+        source: kleap_image::Error,
+    },
     #[error("{}: {what}", path.display())]
     Input { path: PathBuf, what: String },
     #[error("device tree {}: {what}", path.display())]
     DeviceTree { path: PathBuf, what: String },
-    #[error("the command line has {length} bytes, more than the {limit} that an arm64 kernel takes")]
+    #[error(
+        "the command line has {length} bytes, more than the {limit} that an arm64 kernel takes"
+    )]
     CommandLine { length: usize, limit: usize },
     #[error("{0}")]
     Unsupported(String),
     #[error("{message}")]
-    KnownBug { message: String, remedy: &'static str },
+    KnownBug {
+        message: String,
+        remedy: &'static str,
+    },
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Stage(#[from] StageError),
-    #[error("not enough memory: the payload needs {needed_bytes} bytes of huge pages, {available_bytes} bytes are available")]
-    Memory { needed_bytes: u64, available_bytes: u64 },
+    #[error(
+        "not enough memory: the payload needs {needed_bytes} bytes of huge pages, {available_bytes} bytes are available"
+    )]
+    Memory {
+        needed_bytes: u64,
+        available_bytes: u64,
+    },
     #[error("nothing is loaded")]
     NothingLoaded,
     #[error("{0}")]
@@ -64,7 +77,14 @@ impl Failure {
             | Self::KnownBug { .. }
             | Self::Linux(Linux::NoKexec | Linux::NoHugePages { .. } | Linux::Architecture(_)) => 4,
             Self::Linux(Linux::Privilege { .. } | Linux::Refused(_) | Linux::NoAddresses) => 5,
-            Self::Linux(Linux::HugePages { .. }) | Self::Layout(_) | Self::Memory { .. } => 6,
+            Self::Linux(Linux::File { source, .. })
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                5
+            }
+            Self::Linux(Linux::HugePages { .. } | Linux::KernelMemory)
+            | Self::Layout(_)
+            | Self::Memory { .. } => 6,
             Self::Stage(StageError::TooLarge { .. }) => 6,
             Self::NothingLoaded | Self::NoReport(_) => 7,
             Self::Changed(_) => 8,
@@ -77,10 +97,12 @@ impl Failure {
         match self {
             Self::Linux(error) => error.hint(),
             Self::KnownBug { remedy, .. } => Some(remedy),
-            Self::CommandLine { .. } => Some("shorten it: the kernel would cut it off without a word"),
-            Self::Layout(LayoutError::NoRun { .. }) => {
-                Some("use --strategy auto, which moves what does not fit, or load earlier after boot")
+            Self::CommandLine { .. } => {
+                Some("shorten it: the kernel would cut it off without a word")
             }
+            Self::Layout(LayoutError::NoRun { .. }) => Some(
+                "use --strategy auto, which moves what does not fit, or load earlier after boot",
+            ),
             Self::Layout(_) | Self::Memory { .. } => Some("free memory, or load a smaller initrd"),
             Self::NothingLoaded => Some("load a kernel first: kleap load IMAGE"),
             Self::Changed(_) => Some("load it again: kleap load IMAGE"),

@@ -16,7 +16,7 @@ use std::io::Write;
 
 /// The stage for what is loaded.
 pub(crate) fn stage(loaded: &Loaded, exec_requested: u64) -> Result<Stage, Failure> {
-    let (tree, _) = machine::device_tree()?;
+    let tree = machine::device_tree()?;
     let devices = Devices::find(&tree);
     Ok(stage::prepare(&StageInput {
         layout: &loaded.layout,
@@ -31,6 +31,7 @@ pub(crate) fn stage(loaded: &Loaded, exec_requested: u64) -> Result<Stage, Failu
         psci: devices.psci,
         redistributors: &devices.redistributors,
         exec_requested,
+        exec_prepared: counter::now().unwrap_or(0),
     })?)
 }
 
@@ -51,21 +52,27 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
             )));
         }
     }
-    let stage = stage(&loaded, exec_requested)?;
+    #[allow(unused_mut, reason = "changed by the variant for tests only")]
+    let mut stage = stage(&loaded, exec_requested)?;
+    #[cfg(feature = "fault-injection")]
+    fault::inject_into_stage(arguments, &mut stage);
     if kexec::is_loaded() == Some(true) {
         println!("kleap: replacing the kernel that another program has loaded for kexec");
     }
     kexec::load(stage.start, stage.start, &stage.bytes)?;
 
     #[cfg(feature = "fault-injection")]
-    let file = inject(arguments, &loaded, file);
+    let file = fault::inject_into_payload(arguments, &loaded, file);
     #[cfg(not(feature = "fault-injection"))]
     let ExecArguments {} = arguments;
 
     let summary = &stage.summary;
     println!(
         "kleap: entering {}: moving {}, verifying {}, {} translation tables",
-        loaded.kernel_banner.as_deref().unwrap_or(&loaded.kernel_path),
+        loaded
+            .kernel_banner
+            .as_deref()
+            .unwrap_or(&loaded.kernel_path),
         units::bytes(summary.moved_bytes),
         units::bytes(summary.verified_bytes),
         summary.tables,
@@ -82,51 +89,130 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
 }
 
 #[cfg(feature = "fault-injection")]
-pub(crate) use fault::{Fault, inject};
+pub(crate) use fault::Fault;
 
-/// Test only: damages the payload between the last check and the hand-over.
+/// Test only: damages what was checked, between the last check and the hand-over.
 #[cfg(feature = "fault-injection")]
 mod fault {
     use super::{ExecArguments, Loaded};
     use crate::payload::parts;
     use kleap_linux::hugepages::PageFile;
+    use kleap_plan::Stage;
+    use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff};
     use std::str::FromStr;
 
-    /// A byte to flip.
+    /// What to break.
     #[derive(Debug, Clone)]
-    pub(crate) struct Fault {
-        piece: String,
-        offset_bytes: u64,
+    pub(crate) enum Fault {
+        /// `PIECE:OFFSET`: one bit of a piece of the payload.
+        Piece { piece: String, offset_bytes: u64 },
+        /// `stage:OFFSET`: one bit of the stage.
+        Stage { offset_bytes: usize },
+        /// `exception`: the first piece is said to be where nothing is mapped, with a right digest of the
+        /// block.
+        Exception,
+        /// `early-exception`: an undefined instruction before the MMU is on.
+        EarlyException,
     }
 
     impl FromStr for Fault {
         type Err = String;
 
         fn from_str(text: &str) -> Result<Self, String> {
-            let (piece, offset) = text.split_once(':').ok_or("PIECE:OFFSET, as in Image:4096")?;
-            let offset_bytes = offset.parse().map_err(|error| format!("{offset}: {error}"))?;
-            Ok(Self { piece: piece.into(), offset_bytes })
+            match text {
+                "exception" => return Ok(Self::Exception),
+                "early-exception" => return Ok(Self::EarlyException),
+                _ => {}
+            }
+            let (piece, offset) = text
+                .split_once(':')
+                .ok_or("PIECE:OFFSET, as in Image:4096")?;
+            let wrong = |error| format!("{offset}: {error}");
+            if piece == "stage" {
+                return Ok(Self::Stage {
+                    offset_bytes: offset.parse().map_err(wrong)?,
+                });
+            }
+            let offset_bytes = offset.parse().map_err(wrong)?;
+            Ok(Self::Piece {
+                piece: piece.into(),
+                offset_bytes,
+            })
         }
     }
 
-    pub(crate) fn inject(
+    /// Says what was done: a test that broke nothing must not pass.
+    fn say(what: &str) {
+        println!("kleap: TEST: {what}");
+    }
+
+    pub(crate) fn inject_into_payload(
         arguments: &ExecArguments,
         loaded: &Loaded,
         mut file: PageFile,
     ) -> PageFile {
-        let Some(fault) = &arguments.inject_fault else { return file };
+        let Some(Fault::Piece {
+            piece,
+            offset_bytes,
+        }) = &arguments.inject_fault
+        else {
+            return file;
+        };
         for (name, place, content) in loaded.pieces() {
             let mut before = 0;
             for (index, from, to) in parts(place, content.size_bytes, file.page_size_bytes()) {
                 let length = (to - from) as u64;
-                if name == fault.piece && (before..before + length).contains(&fault.offset_bytes) {
-                    let at = from + usize::try_from(fault.offset_bytes - before).unwrap_or(0);
+                if name == piece && (before..before + length).contains(offset_bytes) {
+                    let at = from + usize::try_from(offset_bytes - before).unwrap_or(0);
                     file.page_mut(index)[at] ^= 1;
-                    println!("kleap: TEST: flipped a bit of byte {} of the {name}", fault.offset_bytes);
+                    say(&format!(
+                        "flipped a bit of byte {offset_bytes} of the {name}"
+                    ));
                 }
                 before += length;
             }
         }
         file
+    }
+
+    pub(crate) fn inject_into_stage(arguments: &ExecArguments, stage: &mut Stage) {
+        let block_at = usize::try_from(HAND_OFF_OFFSET_BYTES).unwrap_or(usize::MAX);
+        match &arguments.inject_fault {
+            Some(Fault::Stage { offset_bytes }) => {
+                if let Some(byte) = stage.bytes.get_mut(*offset_bytes) {
+                    *byte ^= 1;
+                    say(&format!(
+                        "flipped a bit of byte {offset_bytes} of the stage"
+                    ));
+                }
+            }
+            Some(Fault::Exception) => {
+                let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
+                    return;
+                };
+                let mut pieces: Vec<_> = hand_off.pieces().collect();
+                pieces[0].start = 0x1000;
+                let (moves, regions): (Vec<_>, Vec<_>) = (
+                    hand_off.moves().collect(),
+                    hand_off.redistributors().collect(),
+                );
+                if let Ok(block) = abi::encode(&hand_off.header, &pieces, &moves, &regions) {
+                    stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
+                    say("the Image is said to be at 0x1000");
+                }
+            }
+            Some(Fault::EarlyException) => {
+                const TLBI: [u32; 2] = [0xd508_871f, 0xd50c_871f]; // vmalle1, alle2
+                let mut count = 0;
+                for word in stage.bytes[..block_at].as_chunks_mut::<4>().0 {
+                    if TLBI.contains(&u32::from_le_bytes(*word)) {
+                        *word = [0; 4];
+                        count += 1;
+                    }
+                }
+                say(&format!("replaced {count} instructions by undefined ones"));
+            }
+            Some(Fault::Piece { .. }) | None => {}
+        }
     }
 }

@@ -7,7 +7,7 @@
 use crate::cpu::{Support, page_size_support};
 use crate::error::Failure;
 use crate::exec;
-use crate::machine::{self, Devices};
+use crate::machine::{self, Devices, Memory};
 use crate::payload::{Content, Loaded, parts};
 use crate::store::{NewPayload, PAGE_SIZE_BYTES, Store};
 use crate::{LoadArguments, units};
@@ -34,13 +34,19 @@ const SEARCH_MEMORY_DIVISOR: u64 = 2;
 const SEARCH_STEPS: u64 = 4;
 
 fn input_error(path: &Path, what: impl ToString) -> Failure {
-    Failure::Input { path: path.to_owned(), what: what.to_string() }
+    Failure::Input {
+        path: path.to_owned(),
+        what: what.to_string(),
+    }
 }
 
 fn read_kernel(path: &Path) -> Result<Kernel, Failure> {
     let bytes = facts::read_limited(path, kleap_image::MAX_FILE_BYTES as u64)
         .map_err(|error| input_error(path, reason(&error)))?;
-    Kernel::parse(bytes).map_err(|source| Failure::Image { path: path.to_owned(), source })
+    Kernel::parse(bytes).map_err(|source| Failure::Image {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The reason alone: the path is said by the caller.
@@ -68,17 +74,24 @@ impl Initrd {
         }
         match metadata.len() {
             0 => Err(input_error(path, "is empty")),
-            size_bytes if size_bytes > INITRD_MAX_BYTES => {
-                Err(input_error(path, format!("is larger than {INITRD_MAX_BYTES} bytes")))
-            }
-            size_bytes => Ok(Self { path: path.to_owned(), file, size_bytes }),
+            size_bytes if size_bytes > INITRD_MAX_BYTES => Err(input_error(
+                path,
+                format!("is larger than {INITRD_MAX_BYTES} bytes"),
+            )),
+            size_bytes => Ok(Self {
+                path: path.to_owned(),
+                file,
+                size_bytes,
+            }),
         }
     }
 }
 
 /// Refuses a kernel whose page size this CPU is known not to have; warns where it is not known.
 fn check_page_size(kernel: &Kernel, path: &Path) -> Result<(), Failure> {
-    let Some(wanted) = kernel.page_size().map(|size| u64::from(size.bytes())) else { return Ok(()) };
+    let Some(wanted) = kernel.page_size().map(kleap_image::PageSize::bytes) else {
+        return Ok(());
+    };
     let midr = facts::midr();
     match page_size_support(midr, facts::page_size_bytes(), wanted) {
         Support::Yes => Ok(()),
@@ -115,23 +128,32 @@ fn command_line(arguments: &LoadArguments, tree: &Tree) -> Result<String, Failur
             Some(more) => format!("{reused} {more}").trim().to_owned(),
             None => reused,
         }
-    } else if let Some(line) = arguments.command_line.as_ref().or(arguments.append.as_ref()) {
+    } else if let Some(line) = arguments
+        .command_line
+        .as_ref()
+        .or(arguments.append.as_ref())
+    {
         line.clone()
     } else {
         tree.bootargs().unwrap_or("").to_owned()
     };
     if line.len() > MAX_BOOTARGS_BYTES {
-        return Err(Failure::CommandLine { length: line.len(), limit: MAX_BOOTARGS_BYTES });
+        return Err(Failure::CommandLine {
+            length: line.len(),
+            limit: MAX_BOOTARGS_BYTES,
+        });
     }
     Ok(line)
 }
 
 /// The state of Secure Boot, for kernels that want to be told (Debian's).
 fn secure_boot() -> SecureBoot {
-    let variable =
-        "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+    let variable = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
     // Four bytes of attributes, then the value.
-    match std::fs::read(variable).ok().and_then(|bytes| bytes.get(4).copied()) {
+    match std::fs::read(variable)
+        .ok()
+        .and_then(|bytes| bytes.get(4).copied())
+    {
         Some(0) => SecureBoot::Disabled,
         Some(_) => SecureBoot::Enabled,
         None => SecureBoot::Unknown,
@@ -141,8 +163,19 @@ fn secure_boot() -> SecureBoot {
 /// Every page of the file with its address.
 fn owned(file: &PageFile, pagemap: &Pagemap) -> Result<Vec<Owned>, Failure> {
     (0..file.pages())
-        .map(|index| Ok(Owned { address: file.address(pagemap, index)?, index }))
+        .map(|index| {
+            Ok(Owned {
+                address: file.address(pagemap, index)?,
+                index,
+            })
+        })
         .collect()
+}
+
+/// Whether a page lies where the next kernel will find ordinary memory.
+fn is_usable(page: &Owned, usable: &PhysRanges) -> bool {
+    PhysRange::from_size(page.address, PAGE_SIZE_BYTES)
+        .is_ok_and(|range| usable.contains_range(range))
 }
 
 /// Gets pages, and more pages, until there is a place for everything.
@@ -150,7 +183,7 @@ fn find_places(
     store: &Store,
     requirements: &Requirements,
     strategy: Strategy,
-    plain_ram: &PhysRanges,
+    memory: &Memory,
 ) -> Result<(NewPayload, Layout), Failure> {
     let pages_for = |bytes: u64| bytes.div_ceil(PAGE_SIZE_BYTES);
     let needed = pages_for(requirements.text_offset_bytes + requirements.image_size_bytes)
@@ -177,18 +210,31 @@ fn find_places(
     let mut payload = store.create(count(needed)?)?;
     let pagemap = Pagemap::open()?;
     // While there is more to be had, `auto` behaves like `in-place`.
-    let first = if strategy == Strategy::Auto { Strategy::InPlace } else { strategy };
+    let first = if strategy == Strategy::Auto {
+        Strategy::InPlace
+    } else {
+        strategy
+    };
     let mut total = needed;
     loop {
-        let pages = owned(payload.file()?, &pagemap)?;
+        let mut pages = owned(payload.file()?, &pagemap)?;
+        pages.retain(|page| is_usable(page, &memory.usable));
         let choose = |strategy| {
-            layout::choose(&pages, PAGE_SIZE_BYTES, plain_ram, requirements, strategy)
+            layout::choose(
+                &pages,
+                PAGE_SIZE_BYTES,
+                &memory.plain,
+                requirements,
+                strategy,
+            )
         };
         match choose(first) {
             Ok(layout) => return Ok((payload, layout)),
             Err(LayoutError::NoRun { .. } | LayoutError::TooFewPages { .. })
                 if total < most
-                    && store.extend(&mut payload, count(step.min(most - total))?).is_ok() =>
+                    && store
+                        .extend(&mut payload, count(step.min(most - total))?)
+                        .is_ok() =>
             {
                 total += step.min(most - total);
             }
@@ -207,19 +253,32 @@ fn write_bytes(file: &mut PageFile, place: &Place, bytes: &[u8]) -> Content {
         file.page_mut(index)[from..to].copy_from_slice(now);
         rest = later;
     }
-    Content { size_bytes: bytes.len() as u64, crc32c: crc32c::update_on_host(0, bytes) }
+    Content {
+        size_bytes: bytes.len() as u64,
+        crc32c: crc32c::update_on_host(0, bytes),
+    }
 }
 
 /// Reads the initrd straight into its pages.
-fn write_initrd(file: &mut PageFile, place: &Place, initrd: &mut Initrd) -> Result<Content, Failure> {
+fn write_initrd(
+    file: &mut PageFile,
+    place: &Place,
+    initrd: &mut Initrd,
+) -> Result<Content, Failure> {
     let mut crc = 0;
     for (index, from, to) in parts(place, initrd.size_bytes, file.page_size_bytes()) {
         let part = &mut file.page_mut(index)[from..to];
-        initrd.file.read_exact(part).map_err(|error| input_error(&initrd.path, error))?;
+        initrd
+            .file
+            .read_exact(part)
+            .map_err(|error| input_error(&initrd.path, error))?;
         crc = crc32c::update_on_host(crc, part);
     }
     match initrd.file.read(&mut [0]) {
-        Ok(0) => Ok(Content { size_bytes: initrd.size_bytes, crc32c: crc }),
+        Ok(0) => Ok(Content {
+            size_bytes: initrd.size_bytes,
+            crc32c: crc,
+        }),
         Ok(_) => Err(input_error(&initrd.path, "grew while it was read")),
         Err(error) => Err(input_error(&initrd.path, error)),
     }
@@ -232,8 +291,10 @@ fn next_tree(
     bootargs: &str,
     initrd: Option<PhysRange>,
 ) -> Result<(Vec<u8>, u64), Failure> {
-    let tree_error =
-        |what: String| Failure::DeviceTree { path: path.to_owned(), what };
+    let tree_error = |what: String| Failure::DeviceTree {
+        path: path.to_owned(),
+        what,
+    };
     let (mut kaslr_seed, mut rng_seed) = ([0; 8], [0; RNG_SEED_BYTES]);
     facts::random(&mut kaslr_seed)?;
     facts::random(&mut rng_seed)?;
@@ -251,7 +312,9 @@ fn next_tree(
     for warning in prepared.warnings {
         eprintln!("kleap: warning: {warning}");
     }
-    let dtb = tree.to_dtb().map_err(|error| tree_error(error.to_string()))?;
+    let dtb = tree
+        .to_dtb()
+        .map_err(|error| tree_error(error.to_string()))?;
     let value = kleap_devicetree::find_property_value(&dtb, "/chosen", timeline::PROPERTY)
         .ok_or_else(|| tree_error(format!("has no {} after it was added", timeline::PROPERTY)))?;
     Ok((dtb, value.start as u64))
@@ -262,8 +325,15 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     machine::check()?;
     let kernel = read_kernel(&arguments.image)?;
     check_page_size(&kernel, &arguments.image)?;
+    if kernel.placement() == kleap_image::Placement::NearDramBase {
+        return Err(Failure::Unsupported(format!(
+            "{}: from before Linux 4.6, which loses all memory below the place it is put at",
+            arguments.image.display()
+        )));
+    }
     let mut initrd = arguments.initrd.as_deref().map(Initrd::open).transpose()?;
-    let (own_tree, _) = machine::device_tree()?;
+    let own_tree = machine::device_tree()?;
+    let memory = Memory::find(&own_tree)?;
     for warning in Devices::find(&own_tree).warnings {
         eprintln!("kleap: warning: {warning}");
     }
@@ -272,15 +342,15 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
         Some(path) => {
             let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)
                 .map_err(|error| input_error(path, reason(&error)))?;
-            let tree = Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
+            let mut tree = Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
                 path: path.clone(),
                 what: error.to_string(),
             })?;
+            tree.carry_efi(&own_tree);
             (tree, path.clone())
         }
     };
     let command_line = command_line(arguments, &tree)?;
-    let plain_ram = machine::plain_ram()?;
     let requirements = Requirements {
         image_file_bytes: kernel.image_bytes().len() as u64,
         image_size_bytes: kernel.image_size_bytes(),
@@ -292,21 +362,22 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
 
     let store = Store::open()?;
     let strategy = arguments.strategy.into();
-    let placed = find_places(&store, &requirements, strategy, &plain_ram).and_then(
-        |(mut payload, layout)| {
+    let placed =
+        find_places(&store, &requirements, strategy, &memory).and_then(|(mut payload, layout)| {
             let file = payload.file()?;
             let image = write_bytes(file, &layout.image, kernel.image_bytes());
             let initrd_content = match (&mut initrd, &layout.initrd) {
                 (Some(initrd), Some(place)) => Some(write_initrd(file, place, initrd)?),
                 _ => None,
             };
-            let initrd_range = layout
-                .initrd
-                .as_ref()
-                .zip(initrd_content)
-                .and_then(|(place, content)| {
-                    PhysRange::from_size(place.start(), content.size_bytes).ok()
-                });
+            let initrd_range =
+                layout
+                    .initrd
+                    .as_ref()
+                    .zip(initrd_content)
+                    .and_then(|(place, content)| {
+                        PhysRange::from_size(place.start(), content.size_bytes).ok()
+                    });
             let (dtb, timeline_offset_bytes) =
                 next_tree(tree, &tree_path, &command_line, initrd_range)?;
             let device_tree = write_bytes(file, &layout.device_tree, &dtb);
@@ -325,10 +396,13 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
                 kernel_path: arguments.image.display().to_string(),
                 kernel_banner: kernel.banner().map(str::to_owned),
                 image_size_bytes: kernel.image_size_bytes(),
-                kernel_page_size_bytes: kernel.page_size().map(|size| u64::from(size.bytes())),
+                kernel_page_size_bytes: kernel.page_size().map(kleap_image::PageSize::bytes),
                 command_line,
                 image,
-                initrd_path: arguments.initrd.as_ref().map(|path| path.display().to_string()),
+                initrd_path: arguments
+                    .initrd
+                    .as_ref()
+                    .map(|path| path.display().to_string()),
                 initrd: initrd_content,
                 device_tree,
                 timeline_offset_bytes,
@@ -337,16 +411,21 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
             let stage = exec::stage(&loaded, counter::now().unwrap_or(0))?;
             store.commit(&loaded)?;
             Ok((loaded, stage.summary))
-        },
-    );
+        });
     match placed {
         Ok((loaded, summary)) => {
             let how = if loaded.layout.is_in_place() {
                 "in place: nothing will be moved".to_owned()
             } else {
-                format!("{} will be moved at hand-over", units::bytes(summary.moved_bytes))
+                format!(
+                    "{} will be moved at hand-over",
+                    units::bytes(summary.moved_bytes)
+                )
             };
-            let total = loaded.pieces().map(|(_, _, content)| content.size_bytes).sum();
+            let total = loaded
+                .pieces()
+                .map(|(_, _, content)| content.size_bytes)
+                .sum();
             println!("kleap: loaded {}, {how}", units::bytes(total));
             Ok(())
         }
@@ -364,7 +443,14 @@ pub(crate) fn unload() -> Result<(), Failure> {
     let had = Store::open()?;
     let loaded = had.loaded()?.is_some();
     had.unload()?;
-    println!("kleap: {}", if loaded { "unloaded" } else { "nothing was loaded" });
+    println!(
+        "kleap: {}",
+        if loaded {
+            "unloaded"
+        } else {
+            "nothing was loaded"
+        }
+    );
     Ok(())
 }
 

@@ -9,21 +9,53 @@ use kleap_relocator::abi;
 use std::path::Path;
 
 /// This machine's device tree, as it was given to the running kernel.
-pub(crate) fn device_tree() -> Result<(Tree, Vec<u8>), Failure> {
+pub(crate) fn device_tree() -> Result<Tree, Failure> {
     let path = Path::new(facts::DEVICE_TREE_PATH);
     let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)?;
-    let tree = Tree::parse(&bytes)
-        .map_err(|error| Failure::DeviceTree { path: path.to_owned(), what: error.to_string() })?;
-    Ok((tree, bytes))
+    Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
+        path: path.to_owned(),
+        what: error.to_string(),
+    })
 }
 
-/// System RAM with nothing nested in it.
-pub(crate) fn plain_ram() -> Result<PhysRanges, Failure> {
-    let path = Path::new(facts::IOMEM_PATH);
-    let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
-    let entries = iomem::parse(&text)
-        .map_err(|error| Failure::Input { path: path.to_owned(), what: error.to_string() })?;
-    Ok(iomem::plain_system_ram(&entries))
+/// Where things may be.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// Where pages that we own may lie: System RAM of this boot, reserved pools (CMA) left out, because
+    /// the next kernel reserves them again.
+    pub(crate) usable: PhysRanges,
+    /// Where pieces may be moved to: of that, what has nothing nested in it.
+    pub(crate) plain: PhysRanges,
+}
+
+impl Memory {
+    /// From `/proc/iomem` and the device tree.
+    pub(crate) fn find(tree: &Tree) -> Result<Self, Failure> {
+        let path = Path::new(facts::IOMEM_PATH);
+        let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
+        let entries = iomem::parse(&text).map_err(|error| match error {
+            iomem::IomemError::AddressesHidden => kleap_linux::Error::NoAddresses.into(),
+            error => Failure::Input {
+                path: path.to_owned(),
+                what: error.to_string(),
+            },
+        })?;
+        let (mut usable, mut plain) = (
+            iomem::system_ram(&entries),
+            iomem::plain_system_ram(&entries),
+        );
+        let reserved = tree
+            .reserved_memory()
+            .map_err(|error| Failure::DeviceTree {
+                path: facts::DEVICE_TREE_PATH.into(),
+                what: error.to_string(),
+            })?;
+        for reserved in reserved {
+            usable.subtract(reserved.range);
+            plain.subtract(reserved.range);
+        }
+        Ok(Self { usable, plain })
+    }
 }
 
 /// What the relocator needs to know of the machine's devices.
@@ -57,17 +89,32 @@ impl Devices {
                 Conduit::Smc => abi::Conduit::Smc,
                 Conduit::Hvc => abi::Conduit::Hvc,
             }),
-            _ => facts::acpi_psci_is_hvc()
-                .map(|is_hvc| if is_hvc { abi::Conduit::Hvc } else { abi::Conduit::Smc }),
+            _ => facts::acpi_psci_is_hvc().map(|is_hvc| {
+                if is_hvc {
+                    abi::Conduit::Hvc
+                } else {
+                    abi::Conduit::Smc
+                }
+            }),
         };
+        if devices.psci.is_none() {
+            devices.warnings.push(
+                "no PSCI: should the hand-over fail, the machine cannot be reset, and stops".into(),
+            );
+        }
         match tree.gic_v3_redistributors() {
             Ok(regions) => {
                 devices.redistributors = regions
                     .into_iter()
-                    .map(|region| Device { range: region.range, stride_bytes: region.stride_bytes })
+                    .map(|region| Device {
+                        range: region.range,
+                        stride_bytes: region.stride_bytes,
+                    })
                     .collect();
             }
-            Err(error) => devices.warnings.push(format!("interrupt controller: {error}")),
+            Err(error) => devices
+                .warnings
+                .push(format!("interrupt controller: {error}")),
         }
         devices
     }
@@ -75,15 +122,19 @@ impl Devices {
 
 fn uart_for_relocator(uart: &kleap_devicetree::Uart) -> Option<abi::Uart> {
     match uart.kind {
-        UartKind::Pl011 => Some(abi::Uart::Pl011 { base: uart.base.as_u64() }),
+        UartKind::Pl011 => Some(abi::Uart::Pl011 {
+            base: uart.base.as_u64(),
+        }),
         // `base` has `reg-offset` in it already.
-        UartKind::Ns16550 { reg_shift, reg_io_width_bytes, .. } => {
-            matches!(reg_io_width_bytes, 1 | 4).then_some(abi::Uart::Ns16550 {
-                base: uart.base.as_u64(),
-                reg_shift: u64::from(reg_shift),
-                width_bytes: u64::from(reg_io_width_bytes),
-            })
-        }
+        UartKind::Ns16550 {
+            reg_shift,
+            reg_io_width_bytes,
+            ..
+        } => matches!(reg_io_width_bytes, 1 | 4).then_some(abi::Uart::Ns16550 {
+            base: uart.base.as_u64(),
+            reg_shift: u64::from(reg_shift),
+            width_bytes: u64::from(reg_io_width_bytes),
+        }),
     }
 }
 
@@ -119,10 +170,16 @@ pub(crate) fn check() -> Result<(), Failure> {
         .into());
     }
     if cfg!(not(target_endian = "little")) {
-        return Err(Failure::Unsupported("big-endian kernels cannot be handed over".into()));
+        return Err(Failure::Unsupported(
+            "big-endian kernels cannot be handed over".into(),
+        ));
     }
     let (release, _) = facts::kernel_release();
-    if has_lpa2_bug(&release, facts::page_size_bytes(), facts::virtual_address_bits()) {
+    if has_lpa2_bug(
+        &release,
+        facts::page_size_bytes(),
+        facts::virtual_address_bits(),
+    ) {
         return Err(Failure::KnownBug {
             message: format!(
                 "kexec_load would crash this kernel ({release}): with 52-bit addresses on a CPU with \
@@ -150,7 +207,11 @@ mod tests {
             ("6.8.12", 4096, 52, false),
             ("nonsense", 4096, 52, false),
         ] {
-            assert_eq!(has_lpa2_bug(release, page_size_bytes, bits), bug, "{release}");
+            assert_eq!(
+                has_lpa2_bug(release, page_size_bytes, bits),
+                bug,
+                "{release}"
+            );
         }
     }
 }

@@ -95,9 +95,9 @@ impl From<StrategyArgument> for Strategy {
 
 #[derive(Debug, Args)]
 struct ExecArguments {
-    /// Test only: damage the payload after it was checked: PIECE:OFFSET
+    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, exception, early-exception
     #[cfg(feature = "fault-injection")]
-    #[arg(long, value_name = "PIECE:OFFSET")]
+    #[arg(long, value_name = "FAULT")]
     inject_fault: Option<exec::Fault>,
 }
 

@@ -16,7 +16,10 @@ pub(crate) struct Content {
 
 impl From<Content> for kleap_plan::stage::Content {
     fn from(content: Content) -> Self {
-        Self { size_bytes: content.size_bytes, crc32c: content.crc32c }
+        Self {
+            size_bytes: content.size_bytes,
+            crc32c: content.crc32c,
+        }
     }
 }
 
@@ -79,19 +82,24 @@ pub(crate) fn parts(
 ) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
     let page_bytes = page_size_bytes as u64;
     let end = place.offset_bytes.saturating_add(size_bytes);
-    place.pages.iter().zip(0_u64..).filter_map(move |(page, number)| {
-        let first = number * page_bytes;
-        let from = place.offset_bytes.max(first) - first;
-        let to = end.min(first + page_bytes).checked_sub(first)?;
-        let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
-        (from < to && from < page_size_bytes).then_some((page.index, from, to))
-    })
+    place
+        .pages
+        .iter()
+        .zip(0_u64..)
+        .filter_map(move |(page, number)| {
+            let first = number * page_bytes;
+            let from = place.offset_bytes.max(first) - first;
+            let to = end.min(first + page_bytes).checked_sub(first)?;
+            let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
+            (from < to && from < page_size_bytes).then_some((page.index, from, to))
+        })
 }
 
 /// Digest of a piece as it is in memory now.
 pub(crate) fn digest(file: &PageFile, place: &Place, size_bytes: u64) -> u32 {
-    parts(place, size_bytes, file.page_size_bytes())
-        .fold(0, |crc, (index, from, to)| crc32c::update_on_host(crc, &file.page(index)[from..to]))
+    parts(place, size_bytes, file.page_size_bytes()).fold(0, |crc, (index, from, to)| {
+        crc32c::update_on_host(crc, &file.page(index)[from..to])
+    })
 }
 
 /// Checks that every page is where it was.

@@ -1,7 +1,8 @@
 //! `report`: where the time of the hand-over went, said by the kernel that it led to.
 //!
 //! All times come from one clock, the counter that both kernels and the relocator read. `shutdown` is from
-//! the call of `kleap exec` to the relocator's first instruction; `relocation` from there to the next
+//! the call of `kleap exec` to the relocator's first instruction (with what `exec` itself checks, while
+//! everything still runs, and `kexec_load(2)`, sync(2) and the first kernel's own shutdown); `relocation` from there to the next
 //! kernel's first instruction; `kernel startup` from there to the start of PID 1, which the kernel log
 //! knows to the microsecond.
 
@@ -27,10 +28,10 @@ struct Phase {
 struct Report {
     kernel: String,
     phases: Vec<Phase>,
+    shutdown: Vec<Phase>,
     relocation: Vec<Phase>,
     total_seconds: Option<f64>,
     exception_level: &'static str,
-    mmu_on: bool,
     moves: u64,
     moved_bytes: u64,
     verified_bytes: u64,
@@ -49,6 +50,7 @@ struct Report {
 struct Counter {
     frequency_hz: u64,
     exec_requested: u64,
+    exec_prepared: u64,
     relocator_entered: u64,
     mmu_on: u64,
     quiesced: u64,
@@ -62,7 +64,9 @@ struct Counter {
 fn read() -> Result<Timeline, Failure> {
     let path = PathBuf::from("/proc/device-tree/chosen").join(PROPERTY);
     if !path.exists() {
-        return Err(Failure::NoReport("this kernel was not started by kleap".into()));
+        return Err(Failure::NoReport(
+            "this kernel was not started by kleap".into(),
+        ));
     }
     let bytes = facts::read_limited(&path, 1 << 16)?;
     Timeline::decode(&bytes).map_err(|error| Failure::NoReport(error.to_string()))
@@ -83,7 +87,17 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
         phases: vec![
             phase("shutdown", between(t.exec_requested, t.relocator_entered)),
             phase("relocation", between(t.relocator_entered, t.kernel_entered)),
-            phase("kernel startup", init_started.and_then(|init| between(t.kernel_entered, init))),
+            phase(
+                "kernel startup",
+                init_started.and_then(|init| between(t.kernel_entered, init)),
+            ),
+        ],
+        shutdown: vec![
+            phase("checks by exec", between(t.exec_requested, t.exec_prepared)),
+            phase(
+                "first kernel",
+                between(t.exec_prepared, t.relocator_entered),
+            ),
         ],
         relocation: vec![
             phase("MMU on", between(t.relocator_entered, t.mmu_on)),
@@ -94,7 +108,6 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
         ],
         total_seconds: init_started.and_then(|init| between(t.exec_requested, init)),
         exception_level: t.level.name(),
-        mmu_on: t.mmu_on != 0,
         moves: t.moves,
         moved_bytes: t.moved_bytes,
         verified_bytes: t.verified_bytes,
@@ -108,6 +121,7 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
         counter: Counter {
             frequency_hz: t.frequency_hz,
             exec_requested: t.exec_requested,
+            exec_prepared: t.exec_prepared,
             relocator_entered: t.relocator_entered,
             mmu_on: t.mmu_on,
             quiesced: t.quiesced,
@@ -132,10 +146,13 @@ fn print(report: &Report) {
     println!("{:<18} {:>12} {:>9}", "phase", "time", "share");
     for phase in &report.phases {
         row(phase.phase, phase.seconds);
-        if phase.phase == "relocation" {
-            for part in &report.relocation {
-                row(&format!("  {}", part.phase), part.seconds);
-            }
+        let parts = match phase.phase {
+            "shutdown" => &report.shutdown[..],
+            "relocation" => &report.relocation[..],
+            _ => &[],
+        };
+        for part in parts {
+            row(&format!("  {}", part.phase), part.seconds);
         }
     }
     row("total", report.total_seconds);
@@ -147,7 +164,11 @@ fn print(report: &Report) {
         units::bytes(report.moved_bytes),
         report.moves,
         units::bytes(report.verified_bytes),
-        if report.crc32_instructions { "CRC32 instructions" } else { "CRC32 in software" },
+        if report.crc32_instructions {
+            "CRC32 instructions"
+        } else {
+            "CRC32 in software"
+        },
         units::bytes(report.cleaned_bytes),
         report.translation_tables,
         units::bytes(report.translation_table_bytes),
@@ -169,12 +190,15 @@ fn print(report: &Report) {
 pub(crate) fn report(json: bool) -> Result<(), Failure> {
     let timeline = read()?;
     // Without the right to read the kernel log the rest of the report still stands.
-    let init_started =
-        kernel_log::init_started(timeline.frequency_hz, MARKER).ok().flatten();
+    let init_started = kernel_log::init_started(timeline.frequency_hz, MARKER)
+        .ok()
+        .flatten();
     let report = build(&timeline, init_started);
     if json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|error| Failure::State { path: "report".into(), what: error.to_string() })?;
+        let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::State {
+            path: "report".into(),
+            what: error.to_string(),
+        })?;
         println!("{text}");
     } else {
         print(&report);
@@ -208,7 +232,11 @@ mod tests {
 
     #[test]
     fn impossible_times_are_unknown_not_wrong() {
-        let timeline = Timeline { exec_requested: 10, relocator_entered: 5, ..Timeline::default() };
+        let timeline = Timeline {
+            exec_requested: 10,
+            relocator_entered: 5,
+            ..Timeline::default()
+        };
         let report = build(&timeline, Some(1));
         assert!(report.phases.iter().all(|phase| phase.seconds.is_none()));
     }

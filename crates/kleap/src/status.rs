@@ -67,11 +67,15 @@ fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
 /// `kleap status`.
 pub(crate) fn status(json: bool) -> Result<(), Failure> {
     let loaded = store::loaded()?;
-    let status =
-        Status { loaded: loaded.as_ref().map(describe), kexec_loaded: kexec::is_loaded() };
+    let status = Status {
+        loaded: loaded.as_ref().map(describe),
+        kexec_loaded: kexec::is_loaded(),
+    };
     if json {
-        let text = serde_json::to_string_pretty(&status)
-            .map_err(|error| Failure::State { path: "status".into(), what: error.to_string() })?;
+        let text = serde_json::to_string_pretty(&status).map_err(|error| Failure::State {
+            path: "status".into(),
+            what: error.to_string(),
+        })?;
         println!("{text}");
         return Ok(());
     }
@@ -82,14 +86,28 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         }
         return Ok(());
     };
-    println!("kernel        {}", loaded.kernel_banner.unwrap_or(loaded.kernel));
+    println!(
+        "kernel        {}",
+        loaded.kernel_banner.unwrap_or(loaded.kernel)
+    );
     println!("command line  {}", loaded.command_line);
     println!();
-    println!("{:<12} {:>10}  {:<18} {}", "piece", "size", "address", "at hand-over");
+    println!(
+        "{:<12} {:>10}  {:<18} at hand-over",
+        "piece", "size", "address"
+    );
     for piece in &loaded.pieces {
-        let how = if piece.in_place { "in place" } else { "moved there" };
+        let how = if piece.in_place {
+            "in place"
+        } else {
+            "moved there"
+        };
         let address = format!("{:#x}", piece.address);
-        println!("{:<12} {:>10}  {address:<18} {how}", piece.piece, units::bytes(piece.size_bytes));
+        println!(
+            "{:<12} {:>10}  {address:<18} {how}",
+            piece.piece,
+            units::bytes(piece.size_bytes)
+        );
     }
     println!();
     println!(

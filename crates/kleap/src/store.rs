@@ -38,16 +38,26 @@ fn path(name: &str) -> PathBuf {
 }
 
 fn state_error(path: &Path, what: impl ToString) -> Failure {
-    Failure::State { path: path.to_owned(), what: what.to_string() }
+    Failure::State {
+        path: path.to_owned(),
+        what: what.to_string(),
+    }
 }
 
 fn read<T: for<'de> Deserialize<'de>>(name: &str) -> Result<Option<T>, Failure> {
     let path = path(name);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let bytes = kleap_linux::facts::read_limited(&path, STATE_MAX_BYTES)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| state_error(&path, error))
+    let bytes = match kleap_linux::facts::read_limited(&path, STATE_MAX_BYTES) {
+        Ok(bytes) => bytes,
+        Err(kleap_linux::Error::File { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| state_error(&path, error))
 }
 
 fn write<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
@@ -77,7 +87,10 @@ impl Store {
     /// Locks the store and clears away what interrupted commands left.
     pub(crate) fn open() -> Result<Self, Failure> {
         let pool = Pool::of_size(PAGE_SIZE_BYTES)?;
-        let store = Self { pool, _lock: kleap_linux::facts::lock()? };
+        let store = Self {
+            pool,
+            _lock: kleap_linux::facts::lock()?,
+        };
         store.sweep()?;
         Ok(store)
     }
@@ -117,8 +130,12 @@ impl Store {
 
     /// Gives back every page of ours that is free.
     fn balance(&self) -> Result<(), Failure> {
-        let Some(mut ledger) = read::<Ledger>("pool.json")? else { return Ok(()) };
-        let added = ledger.added.min(self.pool.total()?.saturating_sub(ledger.before));
+        let Some(mut ledger) = read::<Ledger>("pool.json")? else {
+            return Ok(());
+        };
+        let added = ledger
+            .added
+            .min(self.pool.total()?.saturating_sub(ledger.before));
         let surplus = added.min(self.pool.available()?);
         self.pool.shrink(surplus)?;
         ledger.added = added - surplus;
@@ -183,7 +200,10 @@ impl Store {
         }
         let mut ledger = match read::<Ledger>("pool.json")? {
             Some(ledger) => ledger,
-            None => Ledger { before: self.pool.total()?, added: 0 },
+            None => Ledger {
+                before: self.pool.total()?,
+                added: 0,
+            },
         };
         let added_before = ledger.added;
         ledger.added = added_before + missing;
@@ -207,10 +227,16 @@ impl Store {
     pub(crate) fn create(&self, pages: usize) -> Result<NewPayload, Failure> {
         self.prepare()?;
         self.reserve(pages as u64)?;
-        let number = self.loaded()?.map_or(1, |loaded| loaded.generation.wrapping_add(1));
+        let number = self
+            .loaded()?
+            .map_or(1, |loaded| loaded.generation.wrapping_add(1));
         let name = format!("payload-{number}");
         let file = PageFile::create(&path("pages").join(&name), pages, PAGE_SIZE_BYTES)?;
-        Ok(NewPayload { file: Some(file), name, generation: number })
+        Ok(NewPayload {
+            file: Some(file),
+            name,
+            generation: number,
+        })
     }
 
     /// Adds `more` pages to a new payload.
@@ -241,7 +267,11 @@ impl Store {
     /// The pages of what is loaded.
     pub(crate) fn pages(&self, loaded: &Loaded) -> Result<PageFile, Failure> {
         let path = path("pages").join(&loaded.payload);
-        Ok(PageFile::open(&path, loaded.file_pages, loaded.layout.page_size_bytes)?)
+        Ok(PageFile::open(
+            &path,
+            loaded.file_pages,
+            loaded.layout.page_size_bytes,
+        )?)
     }
 }
 
@@ -274,6 +304,8 @@ pub(crate) struct NewPayload {
 impl NewPayload {
     /// Its pages.
     pub(crate) fn file(&mut self) -> Result<&mut PageFile, Failure> {
-        self.file.as_mut().ok_or_else(|| state_error(&path("pages"), "the payload is gone"))
+        self.file
+            .as_mut()
+            .ok_or_else(|| state_error(&path("pages"), "the payload is gone"))
     }
 }

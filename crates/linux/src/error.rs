@@ -56,6 +56,12 @@ pub enum Error {
         /// Size of a page, bytes.
         page_size_bytes: u64,
     },
+    /// The kernel has no memory for its own part of `kexec_load(2)`.
+    #[error(
+        "kexec_load: the kernel has not enough memory for its own tables (2 MiB for each GiB of RAM from 5.16 \
+         on, 32 MiB with 52-bit addresses from 6.9 to 7.2)"
+    )]
+    KernelMemory,
     /// The kernel has no huge pages of a usable size.
     #[error("this kernel has no huge pages of {page_size_bytes} bytes (CONFIG_HUGETLBFS)")]
     NoHugePages {
@@ -97,10 +103,14 @@ impl Error {
             Self::Privilege { .. } | Self::NoAddresses => {
                 Some("run it as root, in the initial user namespace")
             }
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Some("run it as root, in the initial user namespace")
+            }
             Self::NoKexec => Some("boot a kernel with CONFIG_KEXEC=y, or reboot the ordinary way"),
             Self::HugePages { .. } => Some(
                 "free memory (or load earlier after boot, when memory is less fragmented), or load a smaller initrd",
             ),
+            Self::KernelMemory => Some("free memory and try again"),
             Self::NoHugePages { .. } => Some("boot a kernel with CONFIG_HUGETLBFS=y"),
             _ => None,
         }

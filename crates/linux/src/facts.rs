@@ -183,18 +183,17 @@ pub fn acpi_psci_is_hvc() -> Option<bool> {
 
 /// Takes a lock that every kleap takes before it changes something; waits for it. Held until dropped.
 ///
-/// The lock is on a directory of sysfs that every kernel with huge pages has: no lock file is left behind
-/// and none can be missing.
+/// The lock is on the device tree in sysfs, which a hand-over needs anyway: no lock file is left behind, none
+/// can be missing, and only root can open it, so nobody else can keep kleap waiting.
 ///
 /// # Errors
-/// If the directory is missing (no huge pages) or cannot be locked.
+/// If the file is missing, or may not be opened.
 pub fn lock() -> Result<std::os::fd::OwnedFd, Error> {
     use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
-    let path = "/sys/kernel/mm/hugepages";
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = open(path, flags, Mode::empty())
+    let path = DEVICE_TREE_PATH;
+    let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| Error::file("cannot open", path, error))?;
-    flock(&directory, FlockOperation::LockExclusive)
+    flock(&file, FlockOperation::LockExclusive)
         .map_err(|error| Error::file("cannot lock", path, error))?;
-    Ok(directory)
+    Ok(file)
 }

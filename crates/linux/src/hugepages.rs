@@ -129,9 +129,8 @@ pub fn mount(directory: &Path, page_size_bytes: u64) -> Result<(), Error> {
 pub fn is_mounted(directory: &Path) -> bool {
     /// `HUGETLBFS_MAGIC` (`include/uapi/linux/magic.h`).
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-    rustix::fs::statfs(directory).is_ok_and(|found| {
-        u64::from_ne_bytes((found.f_type as i64).to_ne_bytes()) == HUGETLBFS_MAGIC
-    })
+    rustix::fs::statfs(directory)
+        .is_ok_and(|found| u64::try_from(found.f_type) == Ok(HUGETLBFS_MAGIC))
 }
 
 /// Unmounts what [`mount`] mounted.

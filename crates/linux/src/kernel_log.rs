@@ -76,11 +76,14 @@ fn each(mut see: impl FnMut(Record)) -> Result<(), Error> {
 /// # Errors
 /// If the log cannot be read and written. `Ok(None)` if the kernel's line is no longer in it.
 pub fn init_started(frequency_hz: u64, marker: &str) -> Result<Option<u64>, Error> {
+    let line = format!("<6>{marker}\n"); // priority 6: informational
+    let log = rustix::fs::open(PATH, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Error::file("cannot open", PATH, error))?;
+    // The kernel takes the time on the way in, before it hands the line to a slow console.
     let Some(before) = counter::now() else {
         return Err(Error::Architecture(std::env::consts::ARCH));
     };
-    // Priority 6, informational; user facility is what the kernel makes of it.
-    std::fs::write(PATH, format!("<6>{marker}\n"))
+    rustix::io::write(&log, line.as_bytes())
         .map_err(|error| Error::file("cannot write", PATH, error))?;
     let (mut init_us, mut marker_us) = (None, None);
     each(|record| {

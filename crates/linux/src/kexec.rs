@@ -91,6 +91,7 @@ fn explain(errno: Errno, call: String) -> Error {
     match errno {
         Errno::NOSYS => Error::NoKexec,
         Errno::PERM => why_not_permitted(),
+        Errno::NOMEM => Error::KernelMemory,
         Errno::BUSY => Error::Refused(
             "busy: another load is in progress, or this machine cannot stop its CPUs \
              (no PSCI CPU_OFF), or protected KVM is on (kvm-arm.mode=protected)"

@@ -80,6 +80,8 @@ pub struct StageInput<'a> {
     pub redistributors: &'a [Device],
     /// Counter when `exec` was asked for.
     pub exec_requested: u64,
+    /// Counter when `exec` had checked everything.
+    pub exec_prepared: u64,
 }
 
 /// What the hand-over will do, in numbers.
@@ -450,6 +452,7 @@ fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tab
         device_tree,
         timeline: Some(device_tree + input.timeline_offset_bytes),
         exec_requested: input.exec_requested,
+        exec_prepared: input.exec_prepared,
         uart: input.uart,
         psci: input.psci,
         kernel_page_size_bytes: input.kernel_page_size_bytes.unwrap_or(0),

@@ -25,6 +25,7 @@ _start:
     isb                                 // the counter must not be read early
     mrs     x19, cntvct_el0
     msr     spsel, #1
+    msr     tpidr_el0, xzr              // counts attempts to reset
     adr     x20, _start
     add     x21, x20, #{HAND_OFF_OFFSET}
 
@@ -239,21 +240,28 @@ early:
     .globl  reset
     .type   reset, %function
 reset:
+    // A call that does not exist here is an exception, which leads back to this place: the second time
+    // there is nothing left to try.
+    mrs     x0, tpidr_el0
+    add     x0, x0, #1
+    msr     tpidr_el0, x0
+    cmp     x0, #2
+    b.hi    4f
     adr     x21, _start
     add     x21, x21, #{HAND_OFF_OFFSET}
-    ldr     x9, [x21, #{PSCI_CONDUIT}]
+    ldr     x22, [x21, #{PSCI_CONDUIT}] // x19 and up are kept by the callee (SMCCC), the others are not
     mrs     x10, CurrentEL
     cmp     x10, #(2 << 2)
-    csinc   x9, x9, xzr, ne             // at EL2: 1, SMC
+    csinc   x22, x22, xzr, ne           // at EL2: 1, SMC
     ldr     w19, =0x84000009            // SYSTEM_RESET
 1:  mov     w0, w19
     mov     x1, xzr
     mov     x2, xzr
     mov     x3, xzr
-    cmp     x9, #1
+    cmp     x22, #1
     b.eq    2f
-    cmp     x9, #2
-    b.ne    4f                          // no PSCI: nothing that could be called
+    cmp     x22, #2
+    b.ne    4f                          // no PSCI: nothing that could be called; a watchdog may help
     hvc     #0
     b       3f
 2:  smc     #0

@@ -11,7 +11,7 @@ use core::arch::{asm, global_asm};
 use core::fmt::Write;
 use core::ptr::{read_volatile, write_volatile};
 use kleap_relocator::abi::{
-    HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HandOff, Redistributors, Uart, word,
+    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, Redistributors, Uart, word,
 };
 use kleap_relocator::crc32c;
 use kleap_relocator::failure::Failure;
@@ -274,8 +274,9 @@ fn block<'a>() -> &'a [u8] {
 
 /// Says why, and resets.
 fn stop(failure: Failure) -> ! {
-    // The console comes from the same block that may be broken: without a sound block, keep quiet.
-    let uart = HandOff::decode(block()).ok().and_then(|hand_off| hand_off.header.uart);
+    // The console comes from a block that may be what is broken. If it names a wrong address, writing there
+    // is an exception; that is reported to the same address, and the second exception resets.
+    let uart = abi::console_of(block());
     let mut console = Console(uart);
     let _ = write!(console, "\r\n{failure}\r\n");
     // SAFETY: resets the machine.

@@ -113,6 +113,8 @@ pub mod word {
     pub const REDISTRIBUTORS: usize = 26;
     /// Size of the stage, bytes.
     pub const STAGE_SIZE_BYTES: usize = 27;
+    /// `CNTVCT_EL0` when `exec` had checked everything and gave the stage to the kernel.
+    pub const EXEC_PREPARED: usize = 28;
 }
 
 /// Words of the header.
@@ -273,6 +275,8 @@ pub struct Header {
     pub timeline: Option<u64>,
     /// See [`word::EXEC_REQUESTED`].
     pub exec_requested: u64,
+    /// See [`word::EXEC_PREPARED`].
+    pub exec_prepared: u64,
     /// The console.
     pub uart: Option<Uart>,
     /// How the machine is reset.
@@ -485,8 +489,15 @@ impl<'a> HandOff<'a> {
     }
 }
 
-fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
-    let uart = match at(word::UART_KIND) {
+/// The console that a block names, the rest of it unread: for the line that says that the block is bad.
+/// It may be nonsense; who writes to it must be ready for an exception.
+#[must_use]
+pub fn console_of(block: &[u8]) -> Option<Uart> {
+    decode_uart(&|index| read_word(block, index)).ok().flatten()
+}
+
+fn decode_uart(at: &impl Fn(usize) -> u64) -> Result<Option<Uart>, HandOffError> {
+    Ok(match at(word::UART_KIND) {
         0 => None,
         1 => Some(Uart::Pl011 {
             base: at(word::UART_BASE),
@@ -499,7 +510,11 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
             })
         }
         other => return refuse(Rule::Code, other),
-    };
+    })
+}
+
+fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
+    let uart = decode_uart(at)?;
     let psci = match at(word::PSCI_CONDUIT) {
         0 => None,
         1 => Some(Conduit::Smc),
@@ -527,6 +542,7 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         device_tree: at(word::DEVICE_TREE),
         timeline: Some(at(word::TIMELINE)).filter(|&address| address != 0),
         exec_requested: at(word::EXEC_REQUESTED),
+        exec_prepared: at(word::EXEC_PREPARED),
         uart,
         psci,
         kernel_page_size_bytes: at(word::KERNEL_PAGE_SIZE_BYTES),
@@ -582,6 +598,7 @@ mod encode {
             (word::DEVICE_TREE, header.device_tree),
             (word::TIMELINE, header.timeline.unwrap_or(0)),
             (word::EXEC_REQUESTED, header.exec_requested),
+            (word::EXEC_PREPARED, header.exec_prepared),
             (
                 word::PSCI_CONDUIT,
                 header.psci.map_or(0, |conduit| conduit as u64 + 1),
@@ -663,6 +680,7 @@ mod tests {
             device_tree: 0x8800_0000,
             timeline: Some(0x8800_0100),
             exec_requested: 77,
+            exec_prepared: 78,
             uart: Some(Uart::Ns16550 {
                 base: 0x1_0000_0000,
                 reg_shift: 2,

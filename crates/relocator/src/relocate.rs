@@ -102,6 +102,7 @@ pub fn relocate(
     let mut timeline = Timeline {
         frequency_hz: machine.frequency_hz(),
         exec_requested: header.exec_requested,
+        exec_prepared: header.exec_prepared,
         relocator_entered: entry.entered,
         mmu_on: entry.mmu_on,
         level: entry.level,

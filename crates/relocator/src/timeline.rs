@@ -60,6 +60,8 @@ pub struct Timeline {
     pub lpis_disabled: u64,
     /// Redistributors whose LPIs could not be turned off, count.
     pub lpis_stuck: u64,
+    /// When `exec` had checked everything and gave the relocator to the first kernel.
+    pub exec_prepared: u64,
 }
 
 /// Where the relocator ran.
@@ -179,7 +181,7 @@ impl Timeline {
             self.redistributors,
             self.lpis_disabled,
             self.lpis_stuck,
-            0,
+            self.exec_prepared,
             0,
             0,
         ];
@@ -232,6 +234,7 @@ impl Timeline {
             redistributors: words[18],
             lpis_disabled: words[19],
             lpis_stuck: words[20],
+            exec_prepared: words[21],
         })
     }
 }
@@ -263,6 +266,7 @@ mod tests {
             redistributors: 18,
             lpis_disabled: 19,
             lpis_stuck: 20,
+            exec_prepared: 21,
         }
     }
 

@@ -82,6 +82,7 @@ impl Scenario {
             psci: Some(Conduit::Smc),
             redistributors: &self.redistributors,
             exec_requested: 0x1234_5678,
+            exec_prepared: 0x1234_5679,
         }
     }
 

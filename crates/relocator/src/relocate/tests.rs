@@ -105,6 +105,7 @@ fn header() -> Header {
         device_tree: MEMORY_START + 0x1000,
         timeline: Some(MEMORY_START + 0x1100),
         exec_requested: 7,
+        exec_prepared: 8,
         uart: None,
         psci: None,
         kernel_page_size_bytes: 4096,
