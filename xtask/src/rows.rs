@@ -112,7 +112,19 @@ pub(crate) enum Script {
     /// Tries to load, which must fail with a message that matches each of these extended regular
     /// expressions, and change nothing.
     Refuse(&'static [&'static str]),
+    /// Loads, breaks something after the last check (`--inject-fault`), and executes.
+    Break {
+        /// How the payload reaches its place.
+        strategy: Strategy,
+        /// What is broken.
+        fault: &'static str,
+    },
+    /// A script of its own.
+    Text(&'static str),
 }
+
+/// Everything that a user can get wrong, each a clear error and an unchanged machine.
+const BAD_INPUT: &str = include_str!("../guest-scripts/bad-input.sh");
 
 /// How the machine must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +132,6 @@ pub(crate) enum End {
     /// A kernel says `verdict=ok` with the run's token and powers off.
     Verdict,
     /// The machine resets itself after a line with this text, and no second kernel is seen.
-    #[allow(dead_code, reason = "for rows that break a payload on purpose")]
     Reset {
         /// What must be on the console.
         line: &'static str,
@@ -200,6 +211,23 @@ impl Row {
         row
     }
 
+    fn broken(kind: Kind, strategy: Strategy, fault: &'static str, line: &'static str) -> Self {
+        let mut row = Self::hand_over("6.1", "6.12", kind, strategy);
+        row.fault_injection = true;
+        row.script = Script::Break { strategy, fault };
+        row.end = End::Reset { line };
+        row.name = format!("broken/{fault}/{}/{}", kind.name, strategy.word());
+        row
+    }
+
+    fn bad_input(first: &'static str) -> Self {
+        let mut row = Self::hand_over(first, "5.10", EL1_A57, Strategy::Auto);
+        row.script = Script::Text(BAD_INPUT);
+        row.cpus = 2;
+        row.name = format!("bad-input/{first}");
+        row
+    }
+
     fn large(mut self) -> Self {
         self.payload_bytes = LARGE_PAYLOAD_BYTES;
         self.memory_mb = LARGE_MEMORY_MB;
@@ -221,6 +249,8 @@ impl Row {
         let strategy = match self.script {
             Script::HandOver(strategy) => strategy.word(),
             Script::Refuse(_) => "refused",
+            Script::Break { .. } => "broken",
+            Script::Text(_) => "script",
         };
         self.name = format!(
             "{}-to-{}/{}/{strategy}/{}M/cpus{}",
@@ -294,6 +324,12 @@ impl Row {
                 let (patterns, load) = (patterns.join(" "), load(Strategy::Auto));
                 format!("refuse {patterns} -- {load}\nfinish ok\n")
             }
+            Script::Break { strategy, fault } => format!(
+                "must {}\nsay executing\nrun kleap exec --inject-fault '{fault}'\n\
+                 finish fail 'kleap exec came back'\n",
+                load(*strategy)
+            ),
+            Script::Text(text) => (*text).to_owned(),
         }
     }
 }
@@ -338,11 +374,52 @@ const FAST: &[&str] = &[
     "7.3-to-5.10/vhe-max/relocate/47M/cpus4",
     "6.12-to-6.12/vhe-max/refused-lpa2",
     "6.1-to-6.12/el2-a57/relocate/47M/cpus4/witness",
+    "broken/Image:12345678/el2-a57/in-place",
+    "broken/exception/el1-a57/in-place",
+    "bad-input/6.1",
 ];
 
 /// The system call of 6.12 with 4K pages would take the first kernel down on this machine.
 fn crashes(first: &str, kind: Kind) -> bool {
     first == "6.12" && kind == VHE_MAX
+}
+
+/// What is broken after the last check, on every kind of machine: a line that says what, then a reset.
+fn broken() -> Vec<Row> {
+    let (image, initrd, tree) = ("Image:12345678", "initrd:1234567", "device tree:100");
+    let digest = [
+        "digest mismatch in Image",
+        "digest mismatch in initrd",
+        "digest mismatch in device tree",
+    ];
+    let exception = "kleap: hand-over stopped: exception: vector 4";
+    let early = "kleap: hand-over stopped: exception before the MMU was on";
+    vec![
+        Row::broken(EL2_A57, Strategy::InPlace, image, digest[0]),
+        Row::broken(EL1_A57, Strategy::Relocate, image, digest[0]),
+        Row::broken(VHE_N1, Strategy::Relocate, initrd, digest[1]),
+        Row::broken(VHE_MAX, Strategy::InPlace, initrd, digest[1]),
+        Row::broken(EL2_A57, Strategy::Relocate, tree, digest[2]),
+        // A bit of the program (its last constants), of the hand-off block.
+        Row::broken(
+            EL1_A57,
+            Strategy::InPlace,
+            "stage:24000",
+            "digest mismatch in relocator",
+        ),
+        Row::broken(
+            VHE_N1,
+            Strategy::InPlace,
+            "stage:131200",
+            "hand-off block: bad digest",
+        ),
+        Row::broken(EL1_A57, Strategy::InPlace, "exception", exception),
+        Row::broken(EL2_A57, Strategy::InPlace, "exception", exception),
+        Row::broken(VHE_N1, Strategy::InPlace, "exception", exception),
+        Row::broken(EL1_A57, Strategy::InPlace, "early-exception", early),
+        Row::broken(EL2_A57, Strategy::InPlace, "early-exception", early),
+        Row::broken(VHE_N1, Strategy::InPlace, "early-exception", early),
+    ]
 }
 
 /// All rows.
@@ -400,6 +477,8 @@ pub(crate) fn all() -> Vec<Row> {
         "16k-pages",
         &["16 ?K"],
     ));
+    rows.extend(["5.10", "6.1", "7.3"].map(Row::bad_input));
+    rows.extend(broken());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());
     }

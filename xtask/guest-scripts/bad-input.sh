@@ -1,0 +1,147 @@
+# Everything that a user can get wrong: a message, the documented exit code, an unchanged machine.
+
+# expect CODE PATTERN... -- COMMAND...: refused with this exit code, and nothing is left behind.
+expect() {
+    wanted=$1
+    shift
+    refuse "$@"
+    [ "$code" = "$wanted" ] || finish fail "'$*' ended with exit code $code, not $wanted"
+    [ ! -e /dev/kleap ] || finish fail "'$*' left /dev/kleap behind"
+}
+
+image=/payload/Image
+initrd=/payload/initrd
+mkdir -p /etc
+echo 'root:x:0:0:root:/:/bin/sh' >/etc/passwd
+echo 'nobody:x:65534:65534:nobody:/:/bin/sh' >>/etc/passwd
+
+say "arguments"
+expect 2 'usage|subcommand' -- kleap
+expect 2 'unexpected|unrecognized' -- kleap load --no-such-option $image
+expect 2 'required' -- kleap load
+expect 2 'cannot be used with' -- kleap load $image --command-line a --reuse-cmdline
+expect 2 'invalid value' -- kleap load $image --strategy sideways
+
+say "nothing loaded"
+expect 7 'nothing is loaded' -- kleap exec
+expect 7 'not started by kleap' -- kleap report
+must kleap unload
+must kleap status
+must kleap status --json
+
+say "privileges"
+expect 5 'CAP_SYS_BOOT' -- su -s /bin/sh -c "kleap load $image" nobody
+expect 5 'CAP_SYS_BOOT' -- su -s /bin/sh -c "kleap exec" nobody
+
+say "a kernel without kexec"
+expect 4 'CONFIG_KEXEC' -- kleap-guest without-syscall kexec_load ENOSYS kleap load $image
+expect 5 'CAP_SYS_BOOT|not permitted|lockdown' -- kleap-guest without-syscall kexec_load EPERM kleap load $image
+
+say "files that are no kernel"
+expect 3 'no such file' -- kleap load /no/such/file
+expect 3 'directory' -- kleap load /tmp
+: >/tmp/empty
+expect 3 'empty' -- kleap load /tmp/empty
+head -c 100 $image >/tmp/k
+expect 3 'Image|truncated|ends|cut' -- kleap load /tmp/k
+size=$(stat -c %s $image)
+for length in 63 64 4096 1000000 $((size / 2)) $((size - 4096)) $((size - 1)); do
+    head -c "$length" $image >/tmp/k
+    expect 3 '/tmp/k' -- kleap load /tmp/k
+done
+{
+    head -c 510 /dev/zero
+    printf '\125\252\353\146HdrS'
+    head -c 100000 /dev/zero
+} >/tmp/k
+expect 3 'x86' -- kleap load /tmp/k
+gzip -c /tmp/k >/tmp/k.gz
+expect 3 'x86' -- kleap load /tmp/k.gz
+head -c 3000000 $image | gzip -1 >/tmp/k.gz
+expect 3 '/tmp/k.gz' -- kleap load /tmp/k.gz
+head -c 100000 /tmp/k.gz >/tmp/k
+expect 3 '/tmp/k' -- kleap load /tmp/k
+
+say "every byte of the header"
+cp $image /tmp/k
+byte=0
+while [ $byte -lt 64 ]; do
+    old=$(dd if=$image bs=1 skip=$byte count=1 2>/dev/null | od -An -tu1 | tr -d ' ')
+    new=$((old ^ 255))
+    printf "\\$(printf %o $new)" | dd of=/tmp/k bs=1 seek=$byte conv=notrunc 2>/dev/null
+    expect 3 '/tmp/k' -- kleap load /tmp/k
+    printf "\\$(printf %o "$old")" | dd of=/tmp/k bs=1 seek=$byte conv=notrunc 2>/dev/null
+    byte=$((byte + 1))
+done
+cmp $image /tmp/k || finish fail "the test did not restore the header"
+rm -f /tmp/k /tmp/k.gz
+
+say "initrd"
+expect 3 'no such file' -- kleap load $image --initrd /no/such/file
+expect 3 'regular file' -- kleap load $image --initrd /tmp
+expect 3 'regular file' -- kleap load $image --initrd /dev/zero
+expect 3 'empty' -- kleap load $image --initrd /tmp/empty
+truncate -s 8G /tmp/huge
+expect 6 'not enough memory' -- kleap load $image --initrd /tmp/huge
+truncate -s 100G /tmp/huge
+expect 3 'larger than' -- kleap load $image --initrd /tmp/huge
+rm /tmp/huge
+
+say "command line"
+long=$(head -c 2048 /dev/zero | tr '\0' x)
+expect 3 '2047' -- kleap load $image --command-line "$long"
+expect 3 '2047' -- kleap load $image --append "$long"
+expect 3 '2047' -- kleap load $image --reuse-cmdline --append "$long"
+
+say "device tree"
+expect 3 'no such file' -- kleap load $image --dtb /no/such/file
+expect 3 'larger than 2097152' -- kleap load $image --dtb $image
+head -c 5000 $image >/tmp/dtb
+expect 3 'device tree.*/tmp/dtb' -- kleap load $image --dtb /tmp/dtb
+expect 3 '/tmp/empty' -- kleap load $image --dtb /tmp/empty
+head -c 1000 /sys/firmware/fdt >/tmp/dtb
+expect 3 '/tmp/dtb' -- kleap load $image --dtb /tmp/dtb
+cat /sys/firmware/fdt >/tmp/dtb
+printf '\377\377\377\377' | dd of=/tmp/dtb bs=1 seek=200 conv=notrunc 2>/dev/null
+printf '\377\377\377\377' | dd of=/tmp/dtb bs=1 seek=8 conv=notrunc 2>/dev/null
+expect 3 '/tmp/dtb' -- kleap load $image --dtb /tmp/dtb
+
+say "a kernel larger than memory"
+free_kb=$(sed -n 's/MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
+mkdir /tmp/fill
+mount -t tmpfs -o size=100% tmpfs /tmp/fill
+head -c $(((free_kb - 24000) * 1024)) /dev/zero >/tmp/fill/x
+expect 6 'not enough memory|huge pages' -- kleap load $image
+umount /tmp/fill
+
+say "a second load replaces the first, or leaves it"
+empty=$(state)
+must kleap load $image --initrd $initrd --command-line first
+held=$(state)
+kleap status --json >/run/status-1
+refuse '/tmp' -- kleap load /tmp --command-line second
+refuse 'empty' -- kleap load $image --initrd /tmp/empty --command-line second
+truncate -s 8G /tmp/huge
+refuse 'not enough memory' -- kleap load $image --initrd /tmp/huge --command-line second
+rm /tmp/huge
+kleap status --json | cmp - /run/status-1 || finish fail "a failed second load changed the first"
+must kleap load $image --initrd $initrd --command-line second
+kleap status --json >/run/status-2
+grep -q '"command_line": "second"' /run/status-2 || finish fail "the second load did not replace the first"
+[ "$(state)" = "$held" ] || finish fail "two loads hold more than one: $(state), one holds $held"
+must kleap unload
+[ "$(state)" = "$empty" ] || finish fail "unload did not give everything back: $(state), before $empty"
+[ ! -e /dev/kleap ] || finish fail "unload left /dev/kleap behind"
+
+say "lockdown, then the sysctl: neither can be undone"
+mount -t securityfs securityfs /sys/kernel/security
+if [ -e /sys/kernel/security/lockdown ]; then
+    echo integrity >/sys/kernel/security/lockdown
+    expect 5 'lockdown' -- kleap load $image
+else
+    finish fail "this kernel has no lockdown"
+fi
+echo 1 >/proc/sys/kernel/kexec_load_disabled
+expect 5 'kexec_load_disabled' -- kleap load $image
+expect 5 'kexec_load_disabled' -- kleap exec
+finish ok
