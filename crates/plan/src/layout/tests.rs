@@ -758,3 +758,36 @@ fn the_window_check_agrees_with_the_model() {
         }
     }
 }
+
+/// Both halves of the window are as large as they may be, and no larger: every place on a grid finer
+/// than the 1 GiB that matters.
+#[test]
+fn the_windows_hold_every_place_that_may_be_and_no_other() {
+    for near_start in [
+        0,
+        HUGE,
+        GIB - HUGE,
+        GIB,
+        33 * GIB,
+        34 * GIB + GIB / 2,
+        LIMIT - GIB,
+    ] {
+        for near_bytes in [HUGE, GIB, 31 * GIB, 32 * GIB] {
+            let near = range(near_start, near_bytes);
+            let first = near_start.saturating_sub(33 * GIB);
+            for step in 0..68 * 4 {
+                for jitter in [0, HUGE, GIB / 4 - HUGE] {
+                    let target = range(first + step * (GIB / 4) + jitter, HUGE);
+                    if near.overlaps(target) {
+                        continue;
+                    }
+                    let inside = windows(Some(near))
+                        .iter()
+                        .any(|window| window.contains_range(target));
+                    let allowed = share_a_window(near, target) && target.end().as_u64() <= LIMIT;
+                    assert_eq!(inside, allowed, "{target} near {near}");
+                }
+            }
+        }
+    }
+}
