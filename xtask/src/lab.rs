@@ -7,12 +7,24 @@
 
 use std::env;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+use crate::progress::Progress;
 
 /// Overrides the lab's directory, for several work trees on one machine.
 const DIRECTORY_VARIABLE: &str = "KLEAP_LAB_DIR";
+
+/// How often a lab that another process changes is looked at.
+const EXCLUSIVE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The directories the lab works in.
 #[derive(Debug, Clone)]
@@ -57,6 +69,47 @@ impl Lab {
     /// Where finished programs are put.
     pub(crate) fn dist(&self) -> PathBuf {
         self.workspace.join("target").join("dist")
+    }
+}
+
+/// Says that this process changes the lab; another one waits until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Exclusive {
+    _name: UnixListener,
+}
+
+impl Lab {
+    /// Waits until no other process changes the lab.
+    ///
+    /// What is taken is a name of an abstract socket, because the kernel gives it back however the
+    /// process ends. Rejected: a lock file with a process id, which somebody has to find stale.
+    pub(crate) fn exclusive(&self) -> Result<Exclusive> {
+        let digest = Sha256::digest(self.root.as_os_str().as_bytes());
+        let name: String = digest
+            .iter()
+            .take(16)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let address = SocketAddr::from_abstract_name(format!("kleap-lab-{name}"))
+            .context("cannot form a socket's name")?;
+        let mut waiting: Option<Progress> = None;
+        loop {
+            match UnixListener::bind_addr(&address) {
+                Ok(listener) => {
+                    if let Some(progress) = waiting {
+                        progress.finish("done");
+                    }
+                    return Ok(Exclusive { _name: listener });
+                }
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                    waiting
+                        .get_or_insert_with(|| Progress::start("waiting for another set-up"))
+                        .update("it still runs");
+                    thread::sleep(EXCLUSIVE_INTERVAL);
+                }
+                Err(error) => return Err(error).context("cannot take the lab's lock"),
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::apt::{self, Apt, Package, Release};
-use crate::lab::{self, Lab};
+use crate::lab::{self, Exclusive, Lab};
 use crate::toolchain::{self, Rust};
 
 /// Written last into the directory of a finished part.
@@ -87,6 +87,16 @@ pub(crate) fn write_stamp(directory: &Path, text: &str) -> Result<()> {
     lab::write_whole(&directory.join(STAMP), text.as_bytes())
 }
 
+/// The right to make a part, if it still has to be made when this process is the only one that
+/// changes the lab.
+pub(crate) fn to_be_made(lab: &Lab, directory: &Path) -> Result<Option<Exclusive>> {
+    if stamp(directory).is_some() {
+        return Ok(None);
+    }
+    let exclusive = lab.exclusive()?;
+    Ok(stamp(directory).is_none().then_some(exclusive))
+}
+
 /// A kernel by its name, downloaded where it is not there yet.
 pub(crate) fn kernel(lab: &Lab, name: &str) -> Result<Kernel> {
     let source = KERNELS
@@ -114,6 +124,11 @@ pub(crate) fn kernel(lab: &Lab, name: &str) -> Result<Kernel> {
 }
 
 fn fetch_kernel(lab: &Lab, source: &KernelSource, directory: &Path) -> Result<String> {
+    let _exclusive = lab.exclusive()?;
+    // Another process may have got it meanwhile.
+    if let Some(version) = stamp(directory) {
+        return Ok(version);
+    }
     let apt = Apt::open(lab, source.release, "arm64")?;
     apt.update(false)?;
     match fetch_kernel_once(&apt, source, directory) {
@@ -219,7 +234,7 @@ pub(crate) fn find_file(directory: &Path, prefix: &str) -> Option<PathBuf> {
 pub(crate) fn busybox(lab: &Lab) -> Result<PathBuf> {
     let directory = lab.directory("busybox")?;
     let file = directory.join("busybox");
-    if stamp(&directory).is_none() {
+    if let Some(_exclusive) = to_be_made(lab, &directory)? {
         let apt = Apt::open(lab, apt::TRIXIE, "arm64")?;
         apt.update(false)?;
         let package = fetch_one(&apt, "busybox-static", &directory)?;
@@ -235,7 +250,7 @@ pub(crate) fn busybox(lab: &Lab) -> Result<PathBuf> {
 pub(crate) fn qemu_user(lab: &Lab) -> Result<PathBuf> {
     let directory = lab.directory("qemu-user")?;
     let file = directory.join("qemu-aarch64-static");
-    if stamp(&directory).is_none() {
+    if let Some(_exclusive) = to_be_made(lab, &directory)? {
         let apt = Apt::open(lab, apt::TRIXIE, &apt::host_architecture()?)?;
         apt.update(false)?;
         // Since Debian 13 the static programs are in the package qemu-user.

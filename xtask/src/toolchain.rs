@@ -52,7 +52,7 @@ pub(crate) fn qemu_system(lab: &Lab) -> Result<QemuSystem> {
         });
     }
     let root = lab.path("qemu-system");
-    if setup::stamp(&root).is_none() {
+    if let Some(_exclusive) = setup::to_be_made(lab, &root)? {
         let apt = Apt::open(lab, apt::TRIXIE, &apt::host_architecture()?)?;
         setup::closure(lab, "qemu-system", &apt, &["qemu-system-arm"], &[])?;
     }
@@ -94,7 +94,7 @@ pub(crate) fn linker(lab: &Lab) -> Result<PathBuf> {
         return Ok(PathBuf::from("cc"));
     }
     let root = lab.path("cross");
-    if setup::stamp(&root).is_none() {
+    if let Some(_exclusive) = setup::to_be_made(lab, &root)? {
         let apt = Apt::open(lab, apt::BOOKWORM, &apt::host_architecture()?)?;
         let packages = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
         // The host's own libc is used: it is at least as new.
@@ -258,7 +258,7 @@ fn own_standard_library() -> Result<()> {
 /// Debian's compiler with its standard library for this machine and for arm64.
 fn debian_rustc(lab: &Lab, reason: &anyhow::Error) -> Result<PathBuf> {
     let root = lab.path("rust-debian");
-    if setup::stamp(&root).is_none() {
+    if let Some(_exclusive) = setup::to_be_made(lab, &root)? {
         println!("Debian's Rust compiler is used for arm64: {reason:#}");
         let host = apt::host_architecture()?;
         let apt = Apt::open(lab, apt::BOOKWORM, &host)?;
