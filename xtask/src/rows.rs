@@ -224,6 +224,8 @@ impl Row {
         let mut row = Self::hand_over(first, "5.10", EL1_A57, Strategy::Auto);
         row.script = Script::Text(BAD_INPUT);
         row.cpus = 2;
+        // Less than the GiB that one of the files claims.
+        row.memory_mb = 1024;
         row.name = format!("bad-input/{first}");
         row
     }
