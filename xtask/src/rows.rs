@@ -412,7 +412,7 @@ fn broken() -> Vec<Row> {
         Row::broken(
             VHE_N1,
             Strategy::InPlace,
-            "stage:131200",
+            "stage:131160",
             "hand-off block: bad digest",
         ),
         Row::broken(EL1_A57, Strategy::InPlace, "exception", exception),
