@@ -6,7 +6,9 @@
 
 use crate::abi::PROGRAM_MAX_BYTES;
 use object::LittleEndian;
-use object::elf::{FileHeader64, PT_LOAD, R_AARCH64_RELATIVE};
+use object::elf::{
+    EM_AARCH64, FileHeader64, PT_LOAD, R_AARCH64_RELATIVE, SHT_CREL, SHT_REL, SHT_RELR,
+};
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
 /// The program's ELF, or `None` where it could not be built (see `build.rs`): only on a developer's
@@ -82,6 +84,9 @@ pub fn program_at(base: u64) -> Result<Vec<u8>, ImageError> {
 pub fn place(elf: &[u8], base: u64) -> Result<Vec<u8>, ImageError> {
     let header = FileHeader64::<LittleEndian>::parse(elf)?;
     let endian = header.endian()?;
+    if header.e_machine(endian) != EM_AARCH64 {
+        return Err(ImageError::Elf("not for arm64".into()));
+    }
     if header.e_entry(endian) != 0 {
         return Err(ImageError::Entry(header.e_entry(endian)));
     }
@@ -112,7 +117,19 @@ pub fn place(elf: &[u8], base: u64) -> Result<Vec<u8>, ImageError> {
         .map_err(|()| ImageError::Elf("segment outside the file".into()))?
         .to_vec();
     let sections = header.sections(endian, elf)?;
+    if sections.is_empty() {
+        // Nobody could say which words are to be relocated.
+        return Err(ImageError::Elf("no sections".into()));
+    }
     for section in sections.iter() {
+        // A linker may pack relocations: what is not applied here must not be passed over.
+        let kind = section.sh_type(endian);
+        if [SHT_REL, SHT_RELR, SHT_CREL].contains(&kind) {
+            return Err(ImageError::Elf(format!(
+                "relocations in a section of type {:#x}",
+                kind.0
+            )));
+        }
         let Some((relocations, _)) = section.rela(endian, elf)? else {
             continue;
         };
