@@ -11,6 +11,9 @@
 //! Environment: `KLEAP_RELOCATOR_RUSTC`, `KLEAP_RELOCATOR_LINKER` (a C compiler for arm64, or an
 //! `ld.lld`) override what is found.
 
+#[path = "build/compile.rs"]
+mod compile;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,21 +23,6 @@ const FALLBACK_TARGET: &str = "aarch64-unknown-linux-gnu";
 fn variable(name: &str) -> Option<String> {
     println!("cargo::rerun-if-env-changed={name}");
     env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn run(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        Ok(())
-    } else {
-        Err(format!(
-            "{command:?}: {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        ))
-    }
 }
 
 fn sysroot(rustc: &str) -> Option<PathBuf> {
@@ -80,94 +68,6 @@ fn linker(target_is_arm64: bool, host: &str, rustc: &str) -> (String, bool) {
     }
 }
 
-fn build(rustc: &str, target: &str, linker: &(String, bool), out: &Path) -> Result<(), String> {
-    let source = PathBuf::from(env::var("CARGO_MANIFEST_DIR").map_err(|error| error.to_string())?);
-    let base = |command: &mut Command| {
-        command
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .args(["--edition", "2024", "--target", target])
-            .args([
-                "-C",
-                "panic=abort",
-                "-C",
-                "opt-level=2",
-                "-C",
-                "codegen-units=1",
-            ])
-            .args(["-C", "relocation-model=pic", "-C", "force-unwind-tables=no"])
-            .args(["-C", "overflow-checks=on", "-C", "debuginfo=0"])
-            // The same source gives the same bytes, wherever it was unpacked and built.
-            .arg(format!(
-                "--remap-path-prefix={}=/kleap-relocator",
-                source.display()
-            ))
-            .arg(format!("--remap-path-prefix={}=/out", out.display()));
-    };
-    let library = out.join("libkleap_relocator.rlib");
-    let mut command = Command::new(rustc);
-    base(&mut command);
-    run(command
-        .args(["--crate-type", "rlib", "--crate-name", "kleap_relocator"])
-        .args([
-            "-C",
-            "metadata=kleap-relocator",
-            "--cap-lints",
-            "warn",
-            "-o",
-        ])
-        .arg(&library)
-        .arg(source.join("src/lib.rs")))?;
-
-    let script = source.join("blob/link.ld");
-    let mut command = Command::new(rustc);
-    base(&mut command);
-    command
-        .args(["--crate-type", "bin", "--crate-name", "relocator"])
-        .arg("--extern")
-        .arg(format!("kleap_relocator={}", library.display()))
-        .args([
-            "-C",
-            "lto=fat",
-            "-C",
-            "strip=debuginfo",
-            "-C",
-            "metadata=kleap-relocator",
-        ])
-        .args(["-C", "default-linker-libraries=no", "-C"])
-        .arg(format!("linker={}", linker.0));
-    let options = [
-        "-z",
-        "text",
-        "-z",
-        "max-page-size=4096",
-        "--no-dynamic-linker",
-        "--build-id=none",
-        "--orphan-handling=error",
-        "-O1",
-    ];
-    if linker.1 {
-        command.args(["-C", "linker-flavor=ld.lld", "-C", "link-arg=-pie", "-C"]);
-        command.arg(format!("link-arg=-T{}", script.display()));
-        for option in options {
-            command.arg("-C").arg(format!("link-arg={option}"));
-        }
-    } else {
-        for option in ["-nostartfiles", "-nostdlib", "-static-pie"] {
-            command.arg("-C").arg(format!("link-arg={option}"));
-        }
-        command.arg("-C").arg(format!(
-            "link-arg=-Wl,-T,{},{}",
-            script.display(),
-            options.join(",")
-        ));
-    }
-    run(command
-        .args(["--cap-lints", "warn", "-o"])
-        .arg(out.join("relocator.elf"))
-        .arg(source.join("blob/main.rs")))
-}
-
 fn main() {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=blob");
@@ -182,7 +82,14 @@ fn main() {
     } else {
         FALLBACK_TARGET.into()
     };
-    match build(&rustc, &target, &linker, Path::new(&cargo("OUT_DIR"))) {
+    let source = PathBuf::from(cargo("CARGO_MANIFEST_DIR"));
+    let out = PathBuf::from(cargo("OUT_DIR"));
+    // For the test that builds it again: which compiler, for what, with which linker.
+    let recipe = format!("{rustc}\n{target}\n{}\n{}\n", linker.0, linker.1);
+    if let Err(error) = std::fs::write(out.join("recipe.txt"), recipe) {
+        println!("cargo::error={}: {error}", out.display());
+    }
+    match compile::build(&rustc, &target, &linker, &source, &out) {
         Ok(()) => println!("cargo::rustc-cfg=relocator_program"),
         Err(error) if target_is_arm64 => {
             for line in error.lines() {
