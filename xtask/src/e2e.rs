@@ -15,9 +15,12 @@ use crate::rows::{self, Row};
 use crate::run::{self, Assets, Outcome};
 
 /// What one machine takes of the host's memory at most, with what the host needs besides.
-const MEMORY_PER_JOB_MB: u64 = 5000;
+const MEMORY_PER_JOB_MB: u64 = 7000;
 /// Cores that one machine keeps busy while it boots.
 const CORES_PER_JOB: usize = 2;
+/// How much of a note the table shows; the whole failure is above it.
+const NOTE_COLUMNS: usize = 200;
+
 /// What the user asks for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Selection {
@@ -186,7 +189,10 @@ fn print_table<'outcomes>(outcomes: impl Iterator<Item = &'outcomes Outcome>) {
             phase("shutdown"),
             phase("relocation"),
             phase("kernel startup"),
-            note.unwrap_or_default().to_owned(),
+            note.unwrap_or_default()
+                .chars()
+                .take(NOTE_COLUMNS)
+                .collect(),
         ]);
     }
     println!("\n{}", aligned(&lines));

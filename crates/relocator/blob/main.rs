@@ -226,7 +226,11 @@ impl Console {
                 // SAFETY: UARTDR of the same.
                 unsafe { write_volatile(base as *mut u32, u32::from(byte)) };
             }
-            Some(Uart::Ns16550 { base, reg_shift, width_bytes }) => {
+            Some(Uart::Ns16550 {
+                base,
+                reg_shift,
+                width_bytes,
+            }) => {
                 let status = base + (5 << reg_shift);
                 for _ in 0..POLLS_MAX {
                     let line_status = if width_bytes == 4 {
@@ -287,7 +291,11 @@ fn stop(failure: Failure) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn relocator_main(_block: u64, entered: u64, mmu_on: u64, level: u64) {
     let level = Level::from_code(level).unwrap_or_default();
-    let entry = Entry { entered, mmu_on, level };
+    let entry = Entry {
+        entered,
+        mmu_on,
+        level,
+    };
     if let Err(failure) = relocate(block(), entry, &mut Hardware::probe()) {
         stop(failure);
     }
@@ -296,10 +304,17 @@ extern "C" fn relocator_main(_block: u64, entered: u64, mmu_on: u64, level: u64)
 /// Called by `entry.S` for every exception taken with the MMU on.
 #[unsafe(no_mangle)]
 extern "C" fn relocator_exception(vector: u64, syndrome: u64, at: u64, fault_address: u64) -> ! {
-    stop(Failure::Exception { vector, syndrome, at, fault_address })
+    stop(Failure::Exception {
+        vector,
+        syndrome,
+        at,
+        fault_address,
+    })
 }
 
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    stop(Failure::Panic { line: info.location().map_or(0, core::panic::Location::line) })
+    stop(Failure::Panic {
+        line: info.location().map_or(0, core::panic::Location::line),
+    })
 }
