@@ -26,12 +26,25 @@ use std::path::{Path, PathBuf};
 
 /// Most bytes of an initrd.
 const INITRD_MAX_BYTES: u64 = 16 << 30;
-/// How much more than needed is asked for at most while looking for contiguous runs: twice as much again.
-const SEARCH_FACTOR: u64 = 3;
-/// And never more than this part of the memory that is available.
-const SEARCH_MEMORY_DIVISOR: u64 = 2;
+/// How far the search for contiguous runs goes, where `auto` can fall back to moving: at most this many
+/// times what is needed, and this part of the available memory.
+const SEARCH_AUTO: Search = Search {
+    factor: 3,
+    available_percent: 50,
+};
+/// And where it cannot, because only `in-place` will do.
+const SEARCH_IN_PLACE: Search = Search {
+    factor: 16,
+    available_percent: 80,
+};
 /// In so many steps.
-const SEARCH_STEPS: u64 = 4;
+const SEARCH_STEPS: u64 = 8;
+
+/// Limits of a search.
+struct Search {
+    factor: u64,
+    available_percent: u64,
+}
 
 fn input_error(path: &Path, what: impl ToString) -> Failure {
     Failure::Input {
@@ -198,7 +211,11 @@ fn find_places(
             available_bytes: available * PAGE_SIZE_BYTES,
         });
     }
-    let most = needed.max((needed * SEARCH_FACTOR).min(available / SEARCH_MEMORY_DIVISOR));
+    let search = match strategy {
+        Strategy::InPlace => SEARCH_IN_PLACE,
+        Strategy::Auto | Strategy::Relocate => SEARCH_AUTO,
+    };
+    let most = needed.max((needed * search.factor).min(available / 100 * search.available_percent));
     let step = (most - needed).div_ceil(SEARCH_STEPS).max(1);
 
     let count = |pages: u64| {
@@ -230,16 +247,18 @@ fn find_places(
         };
         match choose(first) {
             Ok(layout) => return Ok((payload, layout)),
-            Err(LayoutError::NoRun { .. } | LayoutError::TooFewPages { .. })
-                if total < most
-                    && store
-                        .extend(&mut payload, count(step.min(most - total))?)
-                        .is_ok() =>
-            {
-                total += step.min(most - total);
-            }
-            Err(LayoutError::NoRun { .. }) if strategy == Strategy::Auto => {
-                return Ok((payload, choose(Strategy::Auto)?));
+            Err(error @ (LayoutError::NoRun { .. } | LayoutError::TooFewPages { .. })) => {
+                let added = store.extend(&mut payload, step.min(most - total))?;
+                total += added;
+                if added == 0 {
+                    // There is no more to be had: move what has no place, or say so.
+                    return match (error, strategy) {
+                        (LayoutError::NoRun { .. }, Strategy::Auto) => {
+                            Ok((payload, choose(Strategy::Auto)?))
+                        }
+                        (error, _) => Err(error.into()),
+                    };
+                }
             }
             Err(error) => return Err(error.into()),
         }

@@ -192,11 +192,12 @@ impl Store {
         Ok(())
     }
 
-    /// Makes sure that `pages` huge pages are available, adding to the pool what is missing.
-    fn reserve(&self, pages: u64) -> Result<(), Failure> {
+    /// Adds to the pool what is missing to `pages` available huge pages; returns how many of them are
+    /// available now, which may be fewer.
+    fn reserve(&self, pages: u64) -> Result<u64, Failure> {
         let missing = pages.saturating_sub(self.pool.available()?);
         if missing == 0 {
-            return Ok(());
+            return Ok(pages);
         }
         let mut ledger = match read::<Ledger>("pool.json")? {
             Some(ledger) => ledger,
@@ -210,23 +211,22 @@ impl Store {
         write("pool.json", &ledger)?;
         ledger.added = added_before + self.pool.grow(missing)?;
         write("pool.json", &ledger)?;
-        let found = self.pool.available()?;
-        if found < pages {
-            return Err(kleap_linux::Error::HugePages {
-                wanted: pages,
-                found,
-                page_size_bytes: PAGE_SIZE_BYTES,
-            }
-            .into());
-        }
-        Ok(())
+        Ok(self.pool.available()?.min(pages))
     }
 
     /// A new payload of `pages` pages, beside the one that is loaded. Call [`Store::commit`] with it, or
     /// [`Store::abandon`].
     pub(crate) fn create(&self, pages: usize) -> Result<NewPayload, Failure> {
         self.prepare()?;
-        self.reserve(pages as u64)?;
+        let found = self.reserve(pages as u64)?;
+        if found < pages as u64 {
+            return Err(kleap_linux::Error::HugePages {
+                wanted: pages as u64,
+                found,
+                page_size_bytes: PAGE_SIZE_BYTES,
+            }
+            .into());
+        }
         let number = self
             .loaded()?
             .map_or(1, |loaded| loaded.generation.wrapping_add(1));
@@ -239,13 +239,16 @@ impl Store {
         })
     }
 
-    /// Adds `more` pages to a new payload.
-    pub(crate) fn extend(&self, payload: &mut NewPayload, more: usize) -> Result<(), Failure> {
-        self.reserve(more as u64)?;
-        if let Some(file) = payload.file.take() {
-            payload.file = Some(file.extend(more)?);
+    /// Adds up to `more` pages to a new payload; returns how many, 0 if there are no more to be had.
+    pub(crate) fn extend(&self, payload: &mut NewPayload, more: u64) -> Result<u64, Failure> {
+        let added = self.reserve(more)?;
+        let pages = usize::try_from(added).unwrap_or(0);
+        if pages > 0
+            && let Some(file) = payload.file.take()
+        {
+            payload.file = Some(file.extend(pages)?);
         }
-        Ok(())
+        Ok(added)
     }
 
     /// Makes `loaded` what is loaded, in place of what was, and gives back what is no longer needed.
