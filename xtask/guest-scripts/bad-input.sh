@@ -133,6 +133,42 @@ must kleap unload
 [ "$(state)" = "$empty" ] || finish fail "unload did not give everything back: $(state), before $empty"
 [ ! -e /dev/kleap ] || finish fail "unload left /dev/kleap behind"
 
+say "nobody listens, or nobody can"
+must kleap load $image --command-line first
+kleap status >/dev/full
+[ $? = 1 ] || finish fail "status to a full disk did not end with 1"
+kleap status --json | true
+kleap exec >/dev/full &
+victim=$!
+kill -9 $victim 2>/dev/null
+wait $victim
+must kleap unload
+[ "$(state)" = "$empty" ] || finish fail "after a killed exec: $(state), before $empty"
+
+say "other mounts, other users of huge pages, damaged notes"
+pool=/sys/kernel/mm/hugepages/hugepages-2048kB
+expect 4 'mount' -- unshare -m kleap load $image
+echo 10 >$pool/nr_hugepages
+kept=$(state)
+must kleap load $image --command-line x
+[ "$(cat $pool/free_hugepages)" = 10 ] || finish fail "the load took pages that were set aside"
+must kleap unload
+[ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
+must kleap load $image --command-line x
+rm /dev/kleap/pages/*
+run kleap exec
+[ $code = 8 ] || finish fail "exec without a payload ended with $code"
+echo 7 >/dev/kleap/state.json
+run kleap status
+[ $code = 1 ] || finish fail "a damaged note: status ended with $code"
+must kleap unload
+[ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
+mkdir /dev/kleap
+echo '{"boot_id":"another","before":0,"added":26}' >/dev/kleap/pool.json
+must kleap unload
+[ "$(state)" = "$kept" ] || finish fail "the note of another boot took pages away: $(state)"
+echo 0 >$pool/nr_hugepages
+
 say "lockdown, then the sysctl: neither can be undone"
 mount -t securityfs securityfs /sys/kernel/security
 if [ -e /sys/kernel/security/lockdown ]; then

@@ -82,6 +82,7 @@ const APPLETS: &[&str] = &[
     "sysctl",
     "tac",
     "cmp",
+    "unshare",
     "which",
 ];
 /// The scripts inside a machine.

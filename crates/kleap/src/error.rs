@@ -16,7 +16,8 @@ Exit codes:
   7  nothing is loaded; for report: this kernel was not started by kleap
   8  what was loaded is no longer what it was: load again
 
-On every code but 0 the machine is as it was before.";
+On every code but 0 what was loaded before still is, and nothing else has changed. (If reboot(2)
+itself refuses, a kernel that another program had loaded for kexec is gone.)";
 
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,8 @@ pub(crate) enum Failure {
         needed_bytes: u64,
         available_bytes: u64,
     },
+    #[error("cannot write the answer: {0}")]
+    Output(std::io::Error),
     #[error("nothing is loaded")]
     NothingLoaded,
     #[error("{0}")]
@@ -88,7 +91,7 @@ impl Failure {
             Self::Stage(StageError::TooLarge { .. }) => 6,
             Self::NothingLoaded | Self::NoReport(_) => 7,
             Self::Changed(_) => 8,
-            Self::Linux(_) | Self::Stage(_) | Self::State { .. } => 1,
+            Self::Linux(_) | Self::Stage(_) | Self::State { .. } | Self::Output(_) => 1,
         }
     }
 
@@ -105,6 +108,7 @@ impl Failure {
             ),
             Self::Layout(_) | Self::Memory { .. } => Some("free memory, or load a smaller initrd"),
             Self::NothingLoaded => Some("load a kernel first: kleap load IMAGE"),
+            Self::State { .. } => Some("kleap unload removes what is there"),
             Self::Changed(_) => Some("load it again: kleap load IMAGE"),
             _ => None,
         }

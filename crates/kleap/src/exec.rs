@@ -9,16 +9,15 @@ use crate::error::Failure;
 use crate::machine::{self, Devices};
 use crate::payload::{Loaded, check_addresses, digest};
 use crate::store::Store;
-use crate::{ExecArguments, units};
+use crate::{ExecArguments, output, units};
 use kleap_linux::{counter, facts, kexec, reboot};
-use kleap_plan::{Stage, StageInput, stage};
-use std::io::Write;
+use kleap_plan::{Stage, StageInput};
 
 /// The stage for what is loaded.
 pub(crate) fn stage(loaded: &Loaded, exec_requested: u64) -> Result<Stage, Failure> {
     let tree = machine::device_tree()?;
     let devices = Devices::find(&tree);
-    Ok(stage::prepare(&StageInput {
+    Ok(kleap_plan::stage::prepare(&StageInput {
         layout: &loaded.layout,
         granule_bytes: facts::page_size_bytes(),
         image: loaded.image.into(),
@@ -52,40 +51,45 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
             )));
         }
     }
-    #[allow(unused_mut, reason = "changed by the variant for tests only")]
-    let mut stage = stage(&loaded, exec_requested)?;
-    #[cfg(feature = "fault-injection")]
-    fault::inject_into_stage(arguments, &mut stage);
-    if kexec::is_loaded() == Some(true) {
-        println!("kleap: replacing the kernel that another program has loaded for kexec");
-    }
-    kexec::load(stage.start, stage.start, &stage.bytes)?;
-
     #[cfg(feature = "fault-injection")]
     let file = fault::inject_into_payload(arguments, &loaded, file);
     #[cfg(not(feature = "fault-injection"))]
     let ExecArguments {} = arguments;
 
-    let summary = &stage.summary;
-    println!(
+    // Whatever is slow, or can fail, or can be interrupted comes before `kexec_load`: between that and
+    // `reboot` there is nothing.
+    let plan = stage(&loaded, exec_requested)?.summary;
+    if kexec::is_loaded() == Some(true) {
+        output::note("kleap: replacing the kernel that another program has loaded for kexec");
+    }
+    output::note(&format!(
         "kleap: entering {}: moving {}, verifying {}, {} translation tables",
-        loaded
-            .kernel_banner
-            .as_deref()
-            .unwrap_or(&loaded.kernel_path),
-        units::bytes(summary.moved_bytes),
-        units::bytes(summary.verified_bytes),
-        summary.tables,
-    );
-    let _ = std::io::stdout().flush();
+        output::printable(
+            loaded
+                .kernel_banner
+                .as_deref()
+                .unwrap_or(&loaded.kernel_path)
+        ),
+        units::bytes(plan.moved_bytes),
+        units::bytes(plan.verified_bytes),
+        plan.tables,
+    ));
     reboot::sync();
-    let error = reboot::kexec();
+    #[allow(unused_mut, reason = "changed by the variant for tests only")]
+    let mut stage = stage(&loaded, exec_requested)?;
+    #[cfg(feature = "fault-injection")]
+    fault::inject_into_stage(arguments, &mut stage);
+    store.mark_exec()?;
+    let error: Failure = match kexec::load(stage.start, stage.start, &stage.bytes) {
+        Ok(()) => reboot::kexec().into(),
+        Err(error) => error.into(),
+    };
     // Still here: nothing was handed over, so nothing stays loaded in the kernel.
     drop(file);
-    if let Err(unload) = kexec::unload() {
-        eprintln!("kleap: and the kernel keeps what it was given: {unload}");
+    if let Err(unload) = store.unmark_exec() {
+        output::warn(&format!("and the kernel keeps what it was given: {unload}"));
     }
-    Err(error.into())
+    Err(error)
 }
 
 #[cfg(feature = "fault-injection")]
@@ -143,7 +147,7 @@ mod fault {
 
     /// Says what was done: a test that broke nothing must not pass.
     fn say(what: &str) {
-        println!("kleap: TEST: {what}");
+        crate::output::note(&format!("kleap: TEST: {what}"));
     }
 
     pub(crate) fn inject_into_payload(

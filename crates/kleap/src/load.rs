@@ -10,7 +10,7 @@ use crate::exec;
 use crate::machine::{self, Devices, Memory};
 use crate::payload::{Content, Loaded, parts};
 use crate::store::{NewPayload, PAGE_SIZE_BYTES, Store};
-use crate::{LoadArguments, units};
+use crate::{LoadArguments, output, units};
 use kleap_devicetree::{MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
 use kleap_image::Kernel;
 use kleap_linux::hugepages::PageFile;
@@ -80,11 +80,15 @@ struct Initrd {
 
 impl Initrd {
     fn open(path: &Path) -> Result<Self, Failure> {
-        let file = File::open(path).map_err(|error| input_error(path, error))?;
-        let metadata = file.metadata().map_err(|error| input_error(path, error))?;
-        if !metadata.is_file() {
+        // Asked before it is opened: opening a FIFO waits for a writer.
+        let is_file = std::fs::metadata(path)
+            .map_err(|error| input_error(path, error))?
+            .is_file();
+        if !is_file {
             return Err(input_error(path, "is not a regular file"));
         }
+        let file = File::open(path).map_err(|error| input_error(path, error))?;
+        let metadata = file.metadata().map_err(|error| input_error(path, error))?;
         match metadata.len() {
             0 => Err(input_error(path, "is empty")),
             size_bytes if size_bytes > INITRD_MAX_BYTES => Err(input_error(
@@ -115,11 +119,11 @@ fn check_page_size(kernel: &Kernel, path: &Path) -> Result<(), Failure> {
             midr.unwrap_or(0),
         ))),
         Support::Unknown => {
-            eprintln!(
-                "kleap: warning: built for {} KiB pages, and it is not known whether this CPU has them; \
+            output::warn(&format!(
+                "warning: built for {} KiB pages, and it is not known whether this CPU has them; \
                  should it not, the hand-over says so and resets the machine",
                 wanted / 1024
-            );
+            ));
             Ok(())
         }
     }
@@ -329,7 +333,7 @@ fn next_tree(
         })
         .map_err(|error| tree_error(error.to_string()))?;
     for warning in prepared.warnings {
-        eprintln!("kleap: warning: {warning}");
+        output::warn(&format!("warning: {warning}"));
     }
     let dtb = tree
         .to_dtb()
@@ -354,7 +358,7 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     let own_tree = machine::device_tree()?;
     let memory = Memory::find(&own_tree)?;
     for warning in Devices::find(&own_tree).warnings {
-        eprintln!("kleap: warning: {warning}");
+        output::warn(&format!("warning: {warning}"));
     }
     let (tree, tree_path) = match &arguments.dtb {
         None => (own_tree, PathBuf::from(facts::DEVICE_TREE_PATH)),
@@ -445,12 +449,14 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
                 .pieces()
                 .map(|(_, _, content)| content.size_bytes)
                 .sum();
-            println!("kleap: loaded {}, {how}", units::bytes(total));
+            output::note(&format!("kleap: loaded {}, {how}", units::bytes(total)));
             Ok(())
         }
         Err(failure) => {
             if let Err(error) = store.abandon() {
-                eprintln!("kleap: while giving back what this load had taken: {error}");
+                output::warn(&format!(
+                    "while giving back what this load had taken: {error}"
+                ));
             }
             Err(failure)
         }
@@ -459,17 +465,12 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
 
 /// `kleap unload`.
 pub(crate) fn unload() -> Result<(), Failure> {
-    let had = Store::open()?;
-    let loaded = had.loaded()?.is_some();
-    had.unload()?;
-    println!(
-        "kleap: {}",
-        if loaded {
-            "unloaded"
-        } else {
-            "nothing was loaded"
-        }
-    );
+    let was_loaded = Store::unload()?;
+    output::note(if was_loaded {
+        "kleap: unloaded"
+    } else {
+        "kleap: nothing was loaded"
+    });
     Ok(())
 }
 

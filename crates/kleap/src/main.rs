@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod load;
 mod machine;
+mod output;
 mod payload;
 mod report;
 mod status;
@@ -123,9 +124,9 @@ fn main() -> ExitCode {
     match run(command.action) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("kleap: {failure}");
+            output::warn(&failure.to_string());
             if let Some(hint) = failure.hint() {
-                eprintln!("kleap: {hint}");
+                output::warn(hint);
             }
             ExitCode::from(failure.exit_code())
         }

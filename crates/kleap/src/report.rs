@@ -1,13 +1,14 @@
 //! `report`: where the time of the hand-over went, said by the kernel that it led to.
 //!
 //! All times come from one clock, the counter that both kernels and the relocator read. `shutdown` is from
-//! the call of `kleap exec` to the relocator's first instruction (with what `exec` itself checks, while
-//! everything still runs, and `kexec_load(2)`, sync(2) and the first kernel's own shutdown); `relocation` from there to the next
+//! the call of `kleap exec` to the relocator's first instruction (what `exec` itself checks and sync(2), while
+//! everything still runs; then `kexec_load(2)` and the first kernel's own shutdown); `relocation` from there to the next
 //! kernel's first instruction; `kernel startup` from there to the start of PID 1, which the kernel log
-//! knows to the microsecond.
+//! knows.
 
 use crate::error::Failure;
-use crate::units;
+use crate::output::line;
+use crate::{output, units};
 use kleap_linux::{facts, kernel_log};
 use kleap_relocator::timeline::{PROPERTY, Timeline};
 use serde::Serialize;
@@ -93,7 +94,7 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
             ),
         ],
         shutdown: vec![
-            phase("checks by exec", between(t.exec_requested, t.exec_prepared)),
+            phase("checks, sync", between(t.exec_requested, t.exec_prepared)),
             phase(
                 "first kernel",
                 between(t.exec_prepared, t.relocator_entered),
@@ -134,30 +135,37 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
     }
 }
 
-fn print(report: &Report) {
+fn table(report: &Report) -> String {
+    let mut text = String::new();
     let time = |seconds: Option<f64>| seconds.map_or_else(|| "unknown".to_owned(), units::seconds);
     let share = |seconds: Option<f64>| match (seconds, report.total_seconds) {
         (Some(part), Some(total)) if total > 0.0 => format!("{:.1} %", part / total * 100.0),
         _ => String::new(),
     };
-    let row = |name: &str, seconds| {
-        println!("{name:<18} {:>12} {:>9}", time(seconds), share(seconds));
+    let row = |text: &mut String, name: &str, seconds| {
+        line!(
+            text,
+            "{name:<18} {:>12} {:>9}",
+            time(seconds),
+            share(seconds)
+        );
     };
-    println!("{:<18} {:>12} {:>9}", "phase", "time", "share");
+    line!(text, "{:<18} {:>12} {:>9}", "phase", "time", "share");
     for phase in &report.phases {
-        row(phase.phase, phase.seconds);
+        row(&mut text, phase.phase, phase.seconds);
         let parts = match phase.phase {
             "shutdown" => &report.shutdown[..],
             "relocation" => &report.relocation[..],
             _ => &[],
         };
         for part in parts {
-            row(&format!("  {}", part.phase), part.seconds);
+            row(&mut text, &format!("  {}", part.phase), part.seconds);
         }
     }
-    row("total", report.total_seconds);
-    println!();
-    println!(
+    row(&mut text, "total", report.total_seconds);
+    line!(text);
+    line!(
+        text,
         "{} at {}: {} moved in {} moves, {} verified ({}), {} cleaned, {} translation tables ({})",
         report.kernel,
         report.exception_level,
@@ -174,16 +182,19 @@ fn print(report: &Report) {
         units::bytes(report.translation_table_bytes),
     );
     if report.lpis_stuck > 0 {
-        println!(
+        line!(
+            text,
             "warning: LPIs of {} redistributors could not be disabled",
             report.lpis_stuck
         );
     }
     if report.total_seconds.is_none() {
-        println!(
+        line!(
+            text,
             "kernel startup is unknown: the kernel log no longer has, or may not be read for, the start of PID 1"
         );
     }
+    text
 }
 
 /// `kleap report`.
@@ -194,16 +205,14 @@ pub(crate) fn report(json: bool) -> Result<(), Failure> {
         .ok()
         .flatten();
     let report = build(&timeline, init_started);
-    if json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::State {
-            path: "report".into(),
-            what: error.to_string(),
-        })?;
-        println!("{text}");
-    } else {
-        print(&report);
+    if !json {
+        return output::answer(&table(&report));
     }
-    Ok(())
+    let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::State {
+        path: "report".into(),
+        what: error.to_string(),
+    })?;
+    output::answer(&format!("{text}\n"))
 }
 
 #[cfg(test)]

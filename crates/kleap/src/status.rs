@@ -1,8 +1,9 @@
 //! `status`: what is loaded, and where. Changes nothing.
 
 use crate::error::Failure;
+use crate::output::line;
 use crate::payload::Loaded;
-use crate::{exec, store, units};
+use crate::{exec, output, store, units};
 use kleap_linux::kexec;
 use kleap_plan::stage::Summary;
 use serde::Serialize;
@@ -27,6 +28,8 @@ struct LoadedStatus<'a> {
     strategy: kleap_plan::Strategy,
     in_place: bool,
     pieces: Vec<Piece>,
+    /// Whether the pages are still there.
+    payload_present: bool,
     huge_pages: usize,
     huge_page_size_bytes: u64,
     hand_over: Option<Summary>,
@@ -58,6 +61,7 @@ fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
                 in_place: place.is_in_place(),
             })
             .collect(),
+        payload_present: store::has_payload(loaded),
         huge_pages: loaded.layout.pages().count(),
         huge_page_size_bytes: loaded.layout.page_size_bytes,
         hand_over: exec::stage(loaded, 0).ok().map(|stage| stage.summary),
@@ -76,25 +80,33 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
             path: "status".into(),
             what: error.to_string(),
         })?;
-        println!("{text}");
-        return Ok(());
+        return output::answer(&format!("{text}\n"));
     }
+    let mut text = String::new();
     let Some(loaded) = &status.loaded else {
-        println!("nothing is loaded by kleap");
+        line!(text, "nothing is loaded by kleap");
         if status.kexec_loaded == Some(true) {
-            println!("(another program has loaded a kernel for kexec)");
+            line!(text, "(another program has loaded a kernel for kexec)");
         }
-        return Ok(());
+        return output::answer(&text);
     };
-    println!(
+    line!(
+        text,
         "kernel        {}",
-        loaded.kernel_banner.unwrap_or(loaded.kernel)
+        output::printable(loaded.kernel_banner.unwrap_or(loaded.kernel))
     );
-    println!("command line  {}", loaded.command_line);
-    println!();
-    println!(
+    line!(
+        text,
+        "command line  {}",
+        output::printable(loaded.command_line)
+    );
+    line!(text);
+    line!(
+        text,
         "{:<12} {:>10}  {:<18} at hand-over",
-        "piece", "size", "address"
+        "piece",
+        "size",
+        "address"
     );
     for piece in &loaded.pieces {
         let how = if piece.in_place {
@@ -103,25 +115,34 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
             "moved there"
         };
         let address = format!("{:#x}", piece.address);
-        println!(
+        line!(
+            text,
             "{:<12} {:>10}  {address:<18} {how}",
             piece.piece,
             units::bytes(piece.size_bytes)
         );
     }
-    println!();
-    println!(
+    line!(text);
+    line!(
+        text,
         "{} huge pages of {} MiB held",
         loaded.huge_pages,
         loaded.huge_page_size_bytes >> 20
     );
+    if !loaded.payload_present {
+        line!(
+            text,
+            "but the payload is gone, somebody removed it: load it again"
+        );
+    }
     if let Some(summary) = &loaded.hand_over {
-        println!(
+        line!(
+            text,
             "at hand-over: {} moved, {} verified, {} translation tables",
             units::bytes(summary.moved_bytes),
             units::bytes(summary.verified_bytes),
             summary.tables
         );
     }
-    Ok(())
+    output::answer(&text)
 }

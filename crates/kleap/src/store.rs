@@ -5,6 +5,8 @@
 //! /dev/kleap/pages/      a hugetlbfs of our own: payload-N, the pages of load number N
 //! /dev/kleap/state.json  what is loaded: which payload, where, with which digests
 //! /dev/kleap/pool.json   how many huge pages we added to the system's pool
+//! /dev/kleap/exec        there while `exec` has given the stage to the kernel: whoever finds it, with the
+//!                        lock, takes the stage back, because that `exec` has died
 //! ```
 //!
 //! Below `/dev` because systemd-shutdown kills every process but leaves mounts there alone. A load is
@@ -13,6 +15,7 @@
 //! interrupted load left behind: the next command that changes something removes it.
 
 use crate::error::Failure;
+use crate::output;
 use crate::payload::Loaded;
 use kleap_linux::hugepages::{self, PageFile, Pool};
 use serde::{Deserialize, Serialize};
@@ -25,8 +28,11 @@ pub(crate) const PAGE_SIZE_BYTES: u64 = 2 << 20;
 const STATE_MAX_BYTES: u64 = 64 << 20;
 
 /// What the pool had before us, and what we added: noted *before* it is added.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Ledger {
+    /// The boot in which they were added: should /dev be a real disk, a note from an earlier one would take
+    /// pages away from somebody else.
+    boot_id: String,
     /// Pages in the pool before we first added some, count.
     before: u64,
     /// Pages that we added, at most, count.
@@ -86,13 +92,41 @@ pub(crate) struct Store {
 impl Store {
     /// Locks the store and clears away what interrupted commands left.
     pub(crate) fn open() -> Result<Self, Failure> {
+        let store = Self::lock()?;
+        store.sweep()?;
+        Ok(store)
+    }
+
+    fn lock() -> Result<Self, Failure> {
         let pool = Pool::of_size(PAGE_SIZE_BYTES)?;
         let store = Self {
             pool,
             _lock: kleap_linux::facts::lock()?,
         };
-        store.sweep()?;
+        if kleap_linux::facts::has_own_mounts() == Some(true) {
+            return Err(Failure::Unsupported(
+                "this process has mounts of its own (a mount namespace, as in a container or in a service \
+                 with PrivateTmp=): what it would load would be gone with it. Run it in PID 1's, as with \
+                 nsenter --target 1 --mount"
+                    .into(),
+            ));
+        }
+        store.unmark_exec()?;
         Ok(store)
+    }
+
+    /// Notes that the kernel is about to be given the stage.
+    pub(crate) fn mark_exec(&self) -> Result<(), Failure> {
+        write("exec", &())
+    }
+
+    /// Takes back what an `exec` gave to the kernel and did not enter.
+    pub(crate) fn unmark_exec(&self) -> Result<(), Failure> {
+        if path("exec").exists() {
+            kleap_linux::kexec::unload()?;
+            remove_if_there(&path("exec"))?;
+        }
+        Ok(())
     }
 
     /// What is loaded, if anything.
@@ -110,7 +144,11 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
-        let current = self.loaded()?.map(|loaded| loaded.payload);
+        let loaded = self.loaded()?;
+        let held = loaded
+            .as_ref()
+            .map_or(0, |loaded| loaded.layout.pages().count());
+        let current = loaded.map(|loaded| loaded.payload);
         let pages = path("pages");
         if hugepages::is_mounted(&pages) {
             let entries = std::fs::read_dir(&pages).map_err(|error| state_error(&pages, error))?;
@@ -125,37 +163,69 @@ impl Store {
         if current.is_none() {
             return self.remove_all();
         }
-        self.balance()
+        self.balance(held as u64)
     }
 
-    /// Gives back every page of ours that is free.
-    fn balance(&self) -> Result<(), Failure> {
-        let Some(mut ledger) = read::<Ledger>("pool.json")? else {
+    fn ledger(&self) -> Result<Option<Ledger>, Failure> {
+        let boot_id = kleap_linux::facts::boot_id()?;
+        Ok(read::<Ledger>("pool.json")?.filter(|ledger| ledger.boot_id == boot_id))
+    }
+
+    /// Gives back what we added beyond `held` pages, those of the payload. Free pages beyond that are not
+    /// ours to give.
+    fn balance(&self, held: u64) -> Result<(), Failure> {
+        let Some((ledger, added)) = self.added()? else {
             return Ok(());
         };
-        let added = ledger
-            .added
-            .min(self.pool.total()?.saturating_sub(ledger.before));
-        let surplus = added.min(self.pool.available()?);
-        self.pool.shrink(surplus)?;
-        ledger.added = added - surplus;
-        write("pool.json", &ledger)
+        let free = added.saturating_sub(held).min(self.pool.available()?);
+        self.pool.shrink(free)?;
+        let added = added - free;
+        write("pool.json", &Ledger { added, ..ledger })
+    }
+
+    /// Gives back all that we added. What is still in use (overcommitted pages of others that growing had made
+    /// persistent, a payload that a process of another mount namespace holds) becomes surplus by that, and
+    /// goes back to the system by itself when it is released.
+    fn settle(&self) -> Result<(), Failure> {
+        if let Some((ledger, added)) = self.added()? {
+            self.pool.shrink(added)?;
+            write("pool.json", &Ledger { added: 0, ..ledger })?;
+        }
+        Ok(())
+    }
+
+    /// The note, and how many pages of ours the pool has.
+    fn added(&self) -> Result<Option<(Ledger, u64)>, Failure> {
+        let Some(ledger) = self.ledger()? else {
+            return Ok(None);
+        };
+        let most = self.pool.total()?.saturating_sub(ledger.before);
+        let added = ledger.added.min(most);
+        Ok(Some((ledger, added)))
     }
 
     /// Removes everything and gives every page back.
     fn remove_all(&self) -> Result<(), Failure> {
         let pages = path("pages");
+        if !Path::new(ROOT).exists() {
+            return Ok(());
+        }
         for name in ["state.json", "state.json.new"] {
             remove_if_there(&path(name))?;
         }
         if hugepages::is_mounted(&pages) {
             for entry in std::fs::read_dir(&pages).map_err(|error| state_error(&pages, error))? {
-                remove_if_there(&entry.map_err(|error| state_error(&pages, error))?.path())?;
+                let entry = entry.map_err(|error| state_error(&pages, error))?.path();
+                if entry.is_dir() {
+                    std::fs::remove_dir_all(&entry).map_err(|error| state_error(&entry, error))?;
+                } else {
+                    remove_if_there(&entry)?;
+                }
             }
             hugepages::unmount(&pages)?;
         }
-        self.balance()?;
-        for name in ["pool.json", "pool.json.new"] {
+        self.settle()?;
+        for name in ["pool.json", "pool.json.new", "exec.new"] {
             remove_if_there(&path(name))?;
         }
         for directory in [pages, PathBuf::from(ROOT)] {
@@ -192,40 +262,46 @@ impl Store {
         Ok(())
     }
 
-    /// Adds to the pool what is missing to `pages` available huge pages; returns how many of them are
-    /// available now, which may be fewer.
+    /// Adds `pages` huge pages to the pool; returns how many came, which may be fewer. Those that are there
+    /// already were set aside for somebody else.
     fn reserve(&self, pages: u64) -> Result<u64, Failure> {
-        let missing = pages.saturating_sub(self.pool.available()?);
-        if missing == 0 {
-            return Ok(pages);
-        }
-        let mut ledger = match read::<Ledger>("pool.json")? {
+        let mut ledger = match self.ledger()? {
             Some(ledger) => ledger,
             None => Ledger {
+                boot_id: kleap_linux::facts::boot_id()?,
                 before: self.pool.total()?,
                 added: 0,
             },
         };
-        let added_before = ledger.added;
-        ledger.added = added_before + missing;
+        let (added_before, total_before) = (ledger.added, self.pool.total()?);
+        // What others have by overcommit becomes persistent as well: it is to be given back with ours.
+        ledger.added = added_before + pages + self.pool.surplus()?;
         write("pool.json", &ledger)?;
-        ledger.added = added_before + self.pool.grow(missing)?;
+        let came = self.pool.grow(pages)?;
+        ledger.added = added_before + self.pool.total()?.saturating_sub(total_before);
         write("pool.json", &ledger)?;
-        Ok(self.pool.available()?.min(pages))
+        Ok(came.min(self.pool.available()?))
     }
 
     /// A new payload of `pages` pages, beside the one that is loaded. Call [`Store::commit`] with it, or
     /// [`Store::abandon`].
     pub(crate) fn create(&self, pages: usize) -> Result<NewPayload, Failure> {
         self.prepare()?;
-        let found = self.reserve(pages as u64)?;
-        if found < pages as u64 {
-            return Err(kleap_linux::Error::HugePages {
-                wanted: pages as u64,
-                found,
-                page_size_bytes: PAGE_SIZE_BYTES,
+        let came = self.reserve(pages as u64)?;
+        if came < pages as u64 {
+            let found = self.pool.available()?;
+            if found < pages as u64 {
+                return Err(kleap_linux::Error::HugePages {
+                    wanted: pages as u64,
+                    found,
+                    page_size_bytes: PAGE_SIZE_BYTES,
+                }
+                .into());
             }
-            .into());
+            output::warn(&format!(
+                "warning: using {} huge pages that were set aside before kleap, until unload",
+                pages as u64 - came
+            ));
         }
         let number = self
             .loaded()?
@@ -262,20 +338,25 @@ impl Store {
         self.sweep()
     }
 
-    /// Removes what is loaded.
-    pub(crate) fn unload(&self) -> Result<(), Failure> {
-        self.remove_all()
+    /// Removes what is loaded, also what cannot be read; says whether there was something.
+    pub(crate) fn unload() -> Result<bool, Failure> {
+        let store = Self::lock()?;
+        let was_loaded = path("state.json").exists();
+        store.remove_all()?;
+        Ok(was_loaded)
     }
 
     /// The pages of what is loaded.
     pub(crate) fn pages(&self, loaded: &Loaded) -> Result<PageFile, Failure> {
         let path = path("pages").join(&loaded.payload);
-        Ok(PageFile::open(
-            &path,
-            loaded.file_pages,
-            loaded.layout.page_size_bytes,
-        )?)
+        PageFile::open(&path, loaded.file_pages, loaded.layout.page_size_bytes)
+            .map_err(|error| Failure::Changed(format!("the payload is gone: {error}")))
     }
+}
+
+/// Whether the payload of what is loaded is still there.
+pub(crate) fn has_payload(loaded: &Loaded) -> bool {
+    path("pages").join(&loaded.payload).exists()
 }
 
 /// What is loaded, if anything; needs no lock, as the state is replaced in one instant.

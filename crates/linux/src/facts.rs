@@ -26,6 +26,20 @@ pub fn has_capability(capability: u32) -> bool {
         .is_some_and(|set| set >> capability & 1 == 1)
 }
 
+/// Whether this process is in another user namespace than the initial one, whose map is the identity.
+#[must_use]
+pub fn is_in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
+/// Whether this process sees other mounts than PID 1 does; `None` if that cannot be known.
+#[must_use]
+pub fn has_own_mounts() -> Option<bool> {
+    let namespace = |process| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+    Some(namespace("self")? != namespace("1")?)
+}
+
 /// Reads a file of at most `max_bytes`.
 ///
 /// # Errors

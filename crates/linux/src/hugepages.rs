@@ -55,12 +55,15 @@ impl Pool {
             .map_err(|error| Error::content(&path, format!("{text:?}: {error}")))
     }
 
-    /// Persistent pages in the pool, count.
+    /// Persistent pages in the pool, count; without the surplus that others have by overcommit, which
+    /// sysfs counts in.
     ///
     /// # Errors
     /// If sysfs cannot be read.
     pub fn total(&self) -> Result<u64, Error> {
-        self.read("nr_hugepages")
+        Ok(self
+            .read("nr_hugepages")?
+            .saturating_sub(self.read("surplus_hugepages")?))
     }
 
     /// Pages that nobody uses or has reserved, count.
@@ -79,14 +82,23 @@ impl Pool {
             .map_err(|error| Error::file("cannot write", &path, error))
     }
 
-    /// Asks for `pages` more; returns how many were added, which may be fewer.
+    /// Surplus pages that others have by overcommit, count.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read.
+    pub fn surplus(&self) -> Result<u64, Error> {
+        self.read("surplus_hugepages")
+    }
+
+    /// Asks for `pages` more; returns how many new ones came, which may be fewer. Surplus pages of others
+    /// become persistent with it, until [`Pool::shrink`].
     ///
     /// # Errors
     /// If sysfs cannot be read or written.
     pub fn grow(&self, pages: u64) -> Result<u64, Error> {
-        let before = self.total()?;
+        let before = self.read("nr_hugepages")?;
         self.set_total(before.saturating_add(pages))?;
-        Ok(self.total()?.saturating_sub(before))
+        Ok(self.read("nr_hugepages")?.saturating_sub(before))
     }
 
     /// Gives `pages` back to the system; they must be free.
@@ -138,7 +150,8 @@ pub fn is_mounted(directory: &Path) -> bool {
 /// # Errors
 /// What umount2(2) answered.
 pub fn unmount(directory: &Path) -> Result<(), Error> {
-    rustix::mount::unmount(directory, UnmountFlags::empty()).map_err(|source| Error::Call {
+    // Detached: a process that stands in it keeps an empty file system, not the pages.
+    rustix::mount::unmount(directory, UnmountFlags::DETACH).map_err(|source| Error::Call {
         call: format!("umount2({})", directory.display()),
         source,
     })

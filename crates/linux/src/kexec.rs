@@ -67,6 +67,11 @@ fn why_not_permitted() -> Error {
             capability: "CAP_SYS_BOOT",
         };
     }
+    if crate::facts::is_in_user_namespace() {
+        return Error::Refused(
+            "not from a user namespace, as in a container: it has to be the initial one".into(),
+        );
+    }
     if number("/proc/sys/kernel/kexec_load_disabled") == Some(1) {
         return Error::Refused(
             "the sysctl kernel.kexec_load_disabled is 1, until the next boot".into(),

@@ -1,0 +1,47 @@
+//! What is said, and what becomes of it when nobody can hear it.
+//!
+//! `println!` panics when its reader is gone or the disk behind it is full. What a command has done must
+//! not depend on that: a note may be lost, an answer that was asked for (`status`, `report`) may not,
+//! except where its reader did not want more of it.
+
+use crate::error::Failure;
+use std::io::{ErrorKind, Write};
+
+/// Says something beside the work itself; lost if it cannot be written.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = std::io::stdout().flush();
+}
+
+/// Says something on standard error; lost if it cannot be written.
+pub(crate) fn warn(text: &str) {
+    let _ = writeln!(std::io::stderr(), "kleap: {text}");
+}
+
+/// Gives the answer that was asked for.
+pub(crate) fn answer(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Text from a file or a command line, safe to show on a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}
+
+/// Appends a line to a `String`, which cannot fail.
+macro_rules! line {
+    ($text:expr $(, $($argument:tt)+)?) => {{
+        use std::fmt::Write as _;
+        let _ = writeln!($text $(, $($argument)+)?);
+    }};
+}
+pub(crate) use line;
