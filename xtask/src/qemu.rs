@@ -269,7 +269,7 @@ impl Machine {
             }
             thread::sleep(POLL_INTERVAL);
         };
-        self.events.extend(self.qmp.take_events());
+        self.events.extend(self.qmp.last_events());
         let shutdown = self
             .events
             .iter()

@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,19 +42,7 @@ impl Qmp {
         let reader = stream.try_clone().context("cannot share the QMP socket")?;
         let (answer_sender, answers) = mpsc::channel();
         let (event_sender, events) = mpsc::channel();
-        // Ends with the connection; what nobody waits for any more is dropped.
-        thread::spawn(move || {
-            for line in BufReader::new(reader).lines() {
-                let Ok(line) = line else { break };
-                let Ok(message) = serde_json::from_str::<Value>(&line) else {
-                    continue;
-                };
-                match parse_event(&message) {
-                    Some(event) => drop(event_sender.send(event)),
-                    None => drop(answer_sender.send(message)),
-                }
-            }
-        });
+        read_messages(reader, answer_sender, event_sender);
         let mut qmp = Self {
             stream,
             answers,
@@ -94,9 +82,14 @@ impl Qmp {
         Ok(value.as_str().unwrap_or_default().to_owned())
     }
 
-    /// All events since the last call.
-    pub(crate) fn take_events(&mut self) -> Vec<Event> {
-        self.events.try_iter().collect()
+    /// All events that have not been taken yet, once QEMU has ended: up to the end of the connection,
+    /// because its last words may still be on their way when the process is already gone.
+    pub(crate) fn last_events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Ok(event) = self.events.recv_timeout(ANSWER_DEADLINE) {
+            events.push(event);
+        }
+        events
     }
 
     fn answer(&mut self) -> Result<Value> {
@@ -106,6 +99,23 @@ impl Qmp {
             Err(RecvTimeoutError::Disconnected) => bail!("QEMU has ended"),
         }
     }
+}
+
+/// Sorts what QEMU says into answers and events, until the connection ends. What nobody waits for any
+/// more is dropped.
+fn read_messages(reader: UnixStream, answers: Sender<Value>, events: Sender<Event>) {
+    thread::spawn(move || {
+        for line in BufReader::new(reader).lines() {
+            let Ok(line) = line else { break };
+            let Ok(message) = serde_json::from_str::<Value>(&line) else {
+                continue;
+            };
+            match parse_event(&message) {
+                Some(event) => drop(events.send(event)),
+                None => drop(answers.send(message)),
+            }
+        }
+    });
 }
 
 /// Connects to a socket that is about to be opened.
@@ -135,6 +145,28 @@ fn parse_event(message: &Value) -> Option<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_event_is_waited_for() {
+        let (mut far, near) = UnixStream::pair().unwrap();
+        let (_, answers) = mpsc::channel();
+        let (sender, events) = mpsc::channel();
+        read_messages(near.try_clone().unwrap(), mpsc::channel().0, sender);
+        let mut qmp = Qmp {
+            stream: near,
+            answers,
+            events,
+        };
+        let late = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            far.write_all(b"{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-reset\"}}\n")
+                .unwrap();
+        });
+        let events = qmp.last_events();
+        late.join().unwrap();
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].reason, "guest-reset");
+    }
 
     #[test]
     fn events_have_a_name_and_perhaps_a_reason() {
