@@ -11,7 +11,9 @@
 #![forbid(unsafe_code)]
 
 pub mod layout;
+pub mod moves;
 pub mod stage;
 
 pub use layout::{Layout, LayoutError, Owned, Place, Requirements, Strategy};
+pub use moves::{MemoryCopy, MovesError};
 pub use stage::{Device, Stage, StageError, StageInput};
