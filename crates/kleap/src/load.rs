@@ -407,7 +407,7 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
 
             let used: BTreeSet<usize> = layout.pages().map(|page| page.index).collect();
             for index in (0..file.pages()).filter(|index| !used.contains(index)) {
-                file.release(index)?;
+                file.release(index..index + 1)?;
             }
             let loaded = Loaded {
                 boot_id: facts::boot_id()?,

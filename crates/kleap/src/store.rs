@@ -277,7 +277,7 @@ impl Store {
         // What others have by overcommit becomes persistent as well: it is to be given back with ours.
         ledger.added = added_before + pages + self.pool.surplus()?;
         write("pool.json", &ledger)?;
-        let came = self.pool.grow(pages)?;
+        let came = self.pool.grow(pages, None)?;
         ledger.added = added_before + self.pool.total()?.saturating_sub(total_before);
         write("pool.json", &ledger)?;
         Ok(came.min(self.pool.available()?))

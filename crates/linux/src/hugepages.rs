@@ -4,6 +4,11 @@
 //! process dies, and kept *allocated* by a file. So the payload is a file on a hugetlbfs of our own below
 //! `/dev`, which systemd-shutdown does not unmount: it outlives every process.
 //!
+//! Every size that the kernel has can be used: a large page is a long contiguous piece that comes whole or
+//! not at all, and small ones fill the rest. Pages above the buddy allocator's largest block (32 MiB and
+//! 1 GiB with 4K pages, for example) are assembled from movable memory when they are asked for, which often
+//! fails on a machine that has been up for a while. So growing a pool by fewer than asked is no error.
+//!
 //! Rejected: anonymous memory and memfd (gone with the process), `/dev/hugepages` (not mounted
 //! everywhere, and its page size is not ours to choose), surplus pages by overcommit (they go back to
 //! the buddy allocator, which may zero them).
@@ -13,8 +18,48 @@ use kleap_memmap::PhysAddr;
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
-use std::os::fd::OwnedFd;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+const SYSFS_DIRECTORY: &str = "/sys/kernel/mm/hugepages";
+/// Most sizes that are looked at: arm64 has four (`HUGE_MAX_HSTATE`).
+const SIZES_MAX: usize = 16;
+
+/// The sizes of huge pages that this kernel has, bytes, smallest first. Empty without CONFIG_HUGETLBFS.
+///
+/// # Errors
+/// If sysfs cannot be read.
+pub fn sizes() -> Result<Vec<u64>, Error> {
+    let entries = match std::fs::read_dir(SYSFS_DIRECTORY) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::file("cannot read", SYSFS_DIRECTORY, error)),
+    };
+    let mut sizes = Vec::new();
+    for entry in entries.take(SIZES_MAX) {
+        let entry = entry.map_err(|error| Error::file("cannot read", SYSFS_DIRECTORY, error))?;
+        sizes.extend(entry.file_name().to_str().and_then(size_of_directory));
+    }
+    sizes.sort_unstable();
+    Ok(sizes)
+}
+
+/// `hugepages-2048kB` is 2 MiB. Only powers of two are sizes.
+fn size_of_directory(name: &str) -> Option<u64> {
+    let kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+    let size_bytes = kib.parse::<u64>().ok()?.checked_mul(1024)?;
+    size_bytes.is_power_of_two().then_some(size_bytes)
+}
+
+/// Asks the kernel to move movable pages together, so that longer pieces of memory become free; returns when
+/// it has done so. Says whether the kernel has that (CONFIG_COMPACTION) and did it.
+///
+/// Best effort: how much it helps is seen only by growing a pool afterwards.
+#[must_use]
+pub fn compact_memory() -> bool {
+    std::fs::write("/proc/sys/vm/compact_memory", "1").is_ok()
+}
 
 /// The pool of huge pages of one size, as sysfs shows it.
 #[derive(Debug, Clone)]
@@ -29,8 +74,7 @@ impl Pool {
     /// # Errors
     /// [`Error::NoHugePages`] if the kernel has no such size.
     pub fn of_size(page_size_bytes: u64) -> Result<Self, Error> {
-        let directory = PathBuf::from("/sys/kernel/mm/hugepages")
-            .join(format!("hugepages-{}kB", page_size_bytes / 1024));
+        let directory = Path::new(SYSFS_DIRECTORY).join(directory_of_size(page_size_bytes));
         if !directory.is_dir() {
             return Err(Error::NoHugePages { page_size_bytes });
         }
@@ -47,12 +91,7 @@ impl Pool {
     }
 
     fn read(&self, name: &str) -> Result<u64, Error> {
-        let path = self.directory.join(name);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| Error::file("cannot read", &path, error))?;
-        text.trim()
-            .parse()
-            .map_err(|error| Error::content(&path, format!("{text:?}: {error}")))
+        read_count(&self.directory.join(name))
     }
 
     /// Persistent pages in the pool, count; without the surplus that others have by overcommit, which
@@ -77,9 +116,7 @@ impl Pool {
     }
 
     fn set_total(&self, pages: u64) -> Result<(), Error> {
-        let path = self.directory.join("nr_hugepages");
-        std::fs::write(&path, pages.to_string())
-            .map_err(|error| Error::file("cannot write", &path, error))
+        write_count(&self.directory.join("nr_hugepages"), pages)
     }
 
     /// Surplus pages that others have by overcommit, count.
@@ -90,15 +127,37 @@ impl Pool {
         self.read("surplus_hugepages")
     }
 
-    /// Asks for `pages` more; returns how many new ones came, which may be fewer. Surplus pages of others
-    /// become persistent with it, until [`Pool::shrink`].
+    /// Asks for `pages` more, first on NUMA node `node`, the rest wherever there are some; returns how many
+    /// new ones came, which may be fewer. Surplus pages of others become persistent with it, until
+    /// [`Pool::shrink`].
+    ///
+    /// A node that does not exist is passed over. Older kernels count the surplus pages of *other*
+    /// nodes as missing on this one, and that many more may come; the returned count has them.
     ///
     /// # Errors
     /// If sysfs cannot be read or written.
-    pub fn grow(&self, pages: u64) -> Result<u64, Error> {
+    pub fn grow(&self, pages: u64, node: Option<u32>) -> Result<u64, Error> {
         let before = self.read("nr_hugepages")?;
-        self.set_total(before.saturating_add(pages))?;
-        Ok(self.read("nr_hugepages")?.saturating_sub(before))
+        let came = |this: &Self| Ok(this.read("nr_hugepages")?.saturating_sub(before));
+        if let Some(node) = node {
+            let path = self.node_path(node);
+            if path.exists() {
+                write_count(&path, read_count(&path)?.saturating_add(pages))?;
+            }
+        }
+        let so_far = came(self)?;
+        if so_far < pages {
+            self.set_total(before.saturating_add(pages))?;
+        }
+        came(self)
+    }
+
+    /// The file of this pool's pages on one node.
+    fn node_path(&self, node: u32) -> PathBuf {
+        Path::new("/sys/devices/system/node")
+            .join(format!("node{node}/hugepages"))
+            .join(directory_of_size(self.page_size_bytes))
+            .join("nr_hugepages")
     }
 
     /// Gives `pages` back to the system; they must be free.
@@ -111,6 +170,23 @@ impl Pool {
         }
         self.set_total(self.total()?.saturating_sub(pages))
     }
+}
+
+fn directory_of_size(page_size_bytes: u64) -> String {
+    format!("hugepages-{}kB", page_size_bytes / 1024)
+}
+
+fn read_count(path: &Path) -> Result<u64, Error> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
+    text.trim()
+        .parse()
+        .map_err(|error| Error::content(path, format!("{text:?}: {error}")))
+}
+
+fn write_count(path: &Path, pages: u64) -> Result<(), Error> {
+    std::fs::write(path, pages.to_string())
+        .map_err(|error| Error::file("cannot write", path, error))
 }
 
 /// Mounts a hugetlbfs with pages of `page_size_bytes` on `directory`, which exists.
@@ -309,6 +385,27 @@ impl PageFile {
         self.page_size_bytes
     }
 
+    /// Size of the file and of its mapping, holes included, bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        // No overflow: `map` was given this length.
+        self.pages * self.page_size_bytes
+    }
+
+    /// Where it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The virtual address of one page in this process. `index` is below [`PageFile::pages`].
+    ///
+    /// For calls that want an address, as pinning does; reading through it is for [`PageFile::page`].
+    #[must_use]
+    pub fn pointer(&self, index: usize) -> *const u8 {
+        self.page_pointer(index)
+    }
+
     fn page_pointer(&self, index: usize) -> *mut u8 {
         assert!(index < self.pages, "page {index} of {}", self.pages);
         // SAFETY: within the mapping, which `map` made this long.
@@ -348,22 +445,119 @@ impl PageFile {
         Ok(address)
     }
 
-    /// Gives one page back to the pool.
+    /// Gives a run of pages back to the pool; `range` is of page indices, and may have holes. Pages that are
+    /// pinned go back when they are no longer pinned.
     ///
     /// # Errors
-    /// What fallocate(2) answered.
-    pub fn release(&mut self, index: usize) -> Result<(), Error> {
+    /// What fallocate(2) answered; an error if the range ends behind the file.
+    pub fn release(&mut self, range: Range<usize>) -> Result<(), Error> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.end > self.pages {
+            return Err(Error::content(
+                &self.path,
+                format!(
+                    "cannot release pages {range:?}: the file has {}",
+                    self.pages
+                ),
+            ));
+        }
         let size_bytes = self.page_size_bytes as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.file, flags, index as u64 * size_bytes, size_bytes)
+        let (offset, length) = (range.start as u64, range.len() as u64);
+        rustix::fs::fallocate(&self.file, flags, offset * size_bytes, length * size_bytes)
             .map_err(|error| Error::file("cannot punch a hole into", &self.path, error))
+    }
+}
+
+impl AsFd for PageFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
 impl Drop for PageFile {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `map` mapped; no reference outlives `self`.
-        let _ =
-            unsafe { rustix::mm::munmap(self.mapping.cast(), self.pages * self.page_size_bytes) };
+        let _ = unsafe { rustix::mm::munmap(self.mapping.cast(), self.size_bytes()) };
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use rustix::fs::fstat;
+
+    /// A page file of ordinary pages: tmpfs has the same calls as hugetlbfs, and exists everywhere.
+    pub(crate) fn ordinary(name: &str, pages: usize) -> PageFile {
+        let path = Path::new("/dev/shm").join(format!("kleap-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let size_bytes = crate::facts::page_size_bytes();
+        PageFile::create(&path, pages, size_bytes).unwrap()
+    }
+
+    /// Bytes that a file really has.
+    pub(crate) fn allocated_bytes(file: &PageFile) -> u64 {
+        u64::try_from(fstat(file).unwrap().st_blocks).unwrap() * 512
+    }
+
+    #[test]
+    fn directories_are_sizes() {
+        for (name, size_bytes) in [
+            ("hugepages-64kB", Some(64 << 10)),
+            ("hugepages-2048kB", Some(2 << 20)),
+            ("hugepages-32768kB", Some(32 << 20)),
+            ("hugepages-1048576kB", Some(1 << 30)),
+            ("hugepages-16777216kB", Some(16 << 30)),
+            ("hugepages-0kB", None),
+            ("hugepages-3kB", None),
+            ("hugepages-18446744073709551615kB", None),
+            ("hugepages-kB", None),
+            ("hugepages-2048", None),
+            ("2048kB", None),
+        ] {
+            assert_eq!(size_of_directory(name), size_bytes, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_size_has_a_pool() {
+        let sizes = sizes().unwrap();
+        assert!(sizes.is_sorted(), "{sizes:?}");
+        for size_bytes in sizes {
+            let pool = Pool::of_size(size_bytes).unwrap();
+            assert_eq!(pool.page_size_bytes(), size_bytes);
+            assert!(pool.available().unwrap() <= pool.read("nr_hugepages").unwrap());
+        }
+        let none = Pool::of_size(3 << 20);
+        assert!(matches!(none, Err(Error::NoHugePages { .. })), "{none:?}");
+    }
+
+    #[test]
+    fn a_run_of_pages_is_given_back() {
+        let mut file = ordinary("release", 8);
+        std::fs::remove_file(file.path()).unwrap();
+        let page = file.page_size_bytes() as u64;
+        for index in 0..8 {
+            file.page_mut(index).fill(0xa5);
+        }
+        assert_eq!(allocated_bytes(&file), 8 * page);
+        file.release(2..5).unwrap();
+        assert_eq!(allocated_bytes(&file), 5 * page);
+        file.release(4..6).unwrap(); // over a hole
+        assert_eq!(allocated_bytes(&file), 4 * page);
+        file.release(3..3).unwrap();
+        assert_eq!(allocated_bytes(&file), 4 * page);
+        let outside = file.release(7..9).unwrap_err().to_string();
+        assert!(outside.contains("7..9"), "{outside}");
+        for index in [0, 1, 6, 7] {
+            assert!(file.page(index).iter().all(|byte| *byte == 0xa5), "{index}");
+        }
+        assert_eq!(file.size_bytes() as u64, 8 * page);
+        assert_eq!(
+            file.pointer(3).addr() - file.pointer(0).addr(),
+            3 * file.page_size_bytes()
+        );
     }
 }
