@@ -2,7 +2,8 @@
 //!
 //! The only host-side crate with `unsafe`, and the only one that changes the machine. Each module is
 //! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours and
-//! stays where it is, [`pagemap`] where that is, [`facts`] what machine this is, [`counter`] the clock
+//! stays where it is, [`numa`] near which CPU, [`pagemap`] where that is, [`pageflags`] whether it is good,
+//! [`facts`] what machine this is, [`counter`] the clock
 //! that both kernels share, [`kernel_log`] the log of the kernel that runs now, [`reboot`] the end.
 //!
 //! Every error says which file or call failed, with what, and what the user can do about it.
@@ -13,6 +14,8 @@ pub mod facts;
 pub mod hugepages;
 pub mod kernel_log;
 pub mod kexec;
+pub mod numa;
+pub mod pageflags;
 pub mod pagemap;
 pub mod reboot;
 

@@ -1,0 +1,123 @@
+//! `/proc/kpageflags`: what the kernel knows about page frames.
+//!
+//! One 64-bit word for each page frame number, by the kernel's page size
+//! (Documentation/admin-guide/mm/pagemap.rst). kleap asks for one flag: whether the memory is known to be
+//! bad. A payload must not be in such a page, nor may it be moved over one.
+
+use crate::Error;
+use kleap_memmap::PhysRange;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+const PATH: &str = "/proc/kpageflags";
+/// `KPF_HWPOISON` (`include/uapi/linux/kernel-page-flags.h`).
+const HWPOISON: u64 = 1 << 19;
+/// Bytes of one page's word.
+const WORD_BYTES: u64 = 8;
+/// Bytes read at once: the words of 2 MiB of 4 KiB pages.
+const CHUNK_BYTES: usize = 4096;
+/// Most memory asked about in one call, bytes: more than any payload.
+pub const RANGE_MAX_BYTES: u64 = 64 << 30;
+
+/// Whether the kernel has taken a page of `range` out of use because its memory is bad (`HWPoison`).
+///
+/// Of a huge page, the kernel marks the first page frame: `range` has to be of whole huge pages.
+///
+/// # Errors
+/// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN), `range` is not memory, or it is
+/// larger than [`RANGE_MAX_BYTES`].
+pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
+    let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
+    any(range, crate::facts::page_size_bytes(), |bytes, offset| {
+        file.read_exact_at(bytes, offset)
+            .map_err(|error| Error::file("cannot read", PATH, error))
+    })
+}
+
+/// Looks at the words of all pages that `range` touches, as `read` fills them in from an offset.
+fn any(
+    range: PhysRange,
+    page_size_bytes: u64,
+    mut read: impl FnMut(&mut [u8], u64) -> Result<(), Error>,
+) -> Result<bool, Error> {
+    let (start, size_bytes) = (range.start().as_u64(), range.size_bytes());
+    if size_bytes > RANGE_MAX_BYTES {
+        return Err(Error::content(
+            PATH,
+            format!("{range} is larger than {RANGE_MAX_BYTES} bytes"),
+        ));
+    }
+    let mut chunk = [0; CHUNK_BYTES];
+    let mut frame = start / page_size_bytes;
+    let end = start.saturating_add(size_bytes).div_ceil(page_size_bytes);
+    while frame < end {
+        let length = (end - frame).saturating_mul(WORD_BYTES);
+        let length = usize::try_from(length).map_or(CHUNK_BYTES, |length| length.min(CHUNK_BYTES));
+        let (bytes, _) = chunk.split_at_mut(length);
+        read(bytes, frame * WORD_BYTES)?;
+        let (words, _) = bytes.as_chunks::<8>();
+        if words
+            .iter()
+            .any(|word| u64::from_le_bytes(*word) & HWPOISON != 0)
+        {
+            return Ok(true);
+        }
+        frame += words.len() as u64;
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kleap_memmap::PhysAddr;
+
+    fn range(start: u64, size_bytes: u64) -> PhysRange {
+        PhysRange::from_size(PhysAddr::new(start), size_bytes).unwrap()
+    }
+
+    #[test]
+    fn one_bad_page_is_found_where_it_is_and_nowhere_else() {
+        for page_size_bytes in [4096, 16384, 65536] {
+            for bad in [0, 1, 511, 512, 513, 1024, 1535] {
+                // All other flags of all other pages are set.
+                let read = |bytes: &mut [u8], offset: u64| {
+                    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
+                        let frame = offset / 8 + index as u64;
+                        let flags = if frame == bad { HWPOISON } else { !HWPOISON };
+                        word.copy_from_slice(&flags.to_le_bytes());
+                    }
+                    Ok(())
+                };
+                for (first, pages) in [(0, 1536), (1, 512), (513, 1), (500, 20), (1024, 512)] {
+                    let range = range(first * page_size_bytes, pages * page_size_bytes);
+                    assert_eq!(
+                        any(range, page_size_bytes, read).unwrap(),
+                        (first..first + pages).contains(&bad),
+                        "page size {page_size_bytes}, bad page {bad}, range {range}"
+                    );
+                }
+                // A page counts also where the range touches one byte of it.
+                let last = range(bad * page_size_bytes + page_size_bytes - 1, 1);
+                assert!(any(last, page_size_bytes, read).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error() {
+        let fails = |_: &mut [u8], _| Err(Error::content(PATH, "ends"));
+        assert!(any(range(0, 1), 4096, fails).is_err());
+        assert!(any(range(0, RANGE_MAX_BYTES + 1), 4096, |_, _| Ok(())).is_err());
+    }
+
+    #[test]
+    fn this_machine_answers() {
+        // A frame far above all memory: the file ends before it.
+        let outside = is_hwpoisoned(range(1 << 50, 4096));
+        assert!(outside.is_err(), "{outside:?}");
+        if let Err(error) = is_hwpoisoned(range(1 << 20, 4096)) {
+            eprintln!("SKIPPED: {error}");
+        }
+    }
+}
