@@ -68,6 +68,9 @@ pub enum Error {
         /// Size asked for, bytes.
         page_size_bytes: u64,
     },
+    /// Pages could not be pinned, by any method.
+    #[error("cannot pin the pages, so the kernel might move them: {0}")]
+    NotPinned(String),
     /// pagemap shows no addresses.
     #[error("/proc/self/pagemap shows no physical addresses")]
     NoAddresses,

@@ -1,8 +1,8 @@
 //! What kleap asks of Linux.
 //!
 //! The only host-side crate with `unsafe`, and the only one that changes the machine. Each module is
-//! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours and
-//! stays where it is, [`numa`] near which CPU, [`pagemap`] where that is, [`pageflags`] whether it is good,
+//! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours, [`pin`] so
+//! that it stays where it is, [`numa`] near which CPU, [`pagemap`] where that is, [`pageflags`] whether it is good,
 //! [`facts`] what machine this is, [`counter`] the clock
 //! that both kernels share, [`kernel_log`] the log of the kernel that runs now, [`reboot`] the end.
 //!
@@ -17,6 +17,7 @@ pub mod kexec;
 pub mod numa;
 pub mod pageflags;
 pub mod pagemap;
+pub mod pin;
 pub mod reboot;
 
 pub use error::Error;
