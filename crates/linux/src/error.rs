@@ -71,6 +71,9 @@ pub enum Error {
     /// Pages could not be pinned, by any method.
     #[error("cannot pin the pages, so the kernel might move them: {0}")]
     NotPinned(String),
+    /// The process that keeps the pages pinned does not.
+    #[error("the process that is to keep the pages pinned: {0}")]
+    Holder(String),
     /// pagemap shows no addresses.
     #[error("/proc/self/pagemap shows no physical addresses")]
     NoAddresses,

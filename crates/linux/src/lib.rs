@@ -2,7 +2,7 @@
 //!
 //! The only host-side crate with `unsafe`, and the only one that changes the machine. Each module is
 //! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours, [`pin`] so
-//! that it stays where it is, [`numa`] near which CPU, [`pagemap`] where that is, [`pageflags`] whether it is good,
+//! that it stays where it is and [`holder`] also after this process, [`numa`] near which CPU, [`pagemap`] where that is, [`pageflags`] whether it is good,
 //! [`facts`] what machine this is, [`counter`] the clock
 //! that both kernels share, [`kernel_log`] the log of the kernel that runs now, [`reboot`] the end.
 //!
@@ -11,6 +11,7 @@
 pub mod counter;
 mod error;
 pub mod facts;
+pub mod holder;
 pub mod hugepages;
 pub mod kernel_log;
 pub mod kexec;
