@@ -80,7 +80,11 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     #[cfg(feature = "fault-injection")]
     fault::inject_into_stage(arguments, &mut stage);
     store.mark_exec()?;
-    let error: Failure = match kexec::load(stage.start, stage.start, &stage.bytes) {
+    let segment = kexec::Segment {
+        start: stage.start,
+        bytes: &stage.bytes,
+    };
+    let error: Failure = match kexec::load(stage.start, &[segment]) {
         Ok(()) => reboot::kexec().into(),
         Err(error) => error.into(),
     };

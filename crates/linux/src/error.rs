@@ -46,6 +46,15 @@ pub enum Error {
     /// The kernel refuses `kexec_load(2)`.
     #[error("this kernel refuses kexec_load: {0}")]
     Refused(String),
+    /// The kernel has no `kexec_file_load(2)`.
+    #[error("this kernel has no kexec_file_load: it was built without CONFIG_KEXEC_FILE")]
+    NoKexecFile,
+    /// The kernel refuses `kexec_file_load(2)`.
+    #[error("this kernel refuses kexec_file_load: {0}")]
+    FileRefused(String),
+    /// What was to be loaded cannot be given to the kernel.
+    #[error("cannot be loaded: {0}")]
+    Segments(String),
     /// Not enough huge pages.
     #[error("wanted {wanted} huge pages of {page_size_bytes} bytes, the kernel had {found}")]
     HugePages {

@@ -1,13 +1,19 @@
-//! `kexec_load(2)`.
+//! `kexec_load(2)` and `kexec_file_load(2)`.
 //!
-//! Called through `syscall(2)`: no library has it for every libc. The kernel never looks at the entry
-//! address of a normal load and lets a segment's destination be any memory (`kernel/kexec.c`), so the
-//! whole of kleap's use of it is one segment, the relocator's stage, whose destination is memory that
-//! we own.
+//! Called through `syscall(2)`: no library has them for every libc. The kernel never looks at the entry
+//! address of a normal load and lets a segment's destination be any memory (`kernel/kexec.c`), so kleap
+//! mostly needs one segment, the relocator's stage, whose destination is memory that we own. Where pages
+//! cannot be owned, the payload is given to the kernel as further segments, which it copies twice.
+//!
+//! Where the kernel accepts only what it can check itself (lockdown, a signature policy), `kexec_file_load`
+//! takes a kernel file and makes everything else on its own: no relocator, no verification, no timeline.
+//! The last resort.
 
 use crate::Error;
 use kleap_memmap::{PhysAddr, PhysRange};
 use rustix::io::Errno;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 /// `KEXEC_ARCH_AARCH64` (`include/uapi/linux/kexec.h`).
@@ -15,9 +21,87 @@ const KEXEC_ARCH_AARCH64: libc::c_ulong = 183 << 16;
 /// An architecture that no arm64 kernel accepts: `KEXEC_ARCH_386`.
 const KEXEC_ARCH_386: libc::c_ulong = 3 << 16;
 
+/// `kexec_file_load` has one number on all architectures of the asm-generic table, as arm64; not every libc
+/// names it.
+const SYS_KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") {
+    320
+} else {
+    294
+};
+/// `KEXEC_FILE_NO_INITRAMFS`.
+const KEXEC_FILE_NO_INITRAMFS: libc::c_ulong = 4;
+/// Most segments of one load (`KEXEC_SEGMENT_MAX`).
+pub const SEGMENTS_MAX: usize = 16;
+/// Most bytes of a command line with the NUL at its end (`COMMAND_LINE_SIZE` of arm64).
+pub const COMMAND_LINE_MAX_BYTES: usize = 2048;
+
+const LOAD: &str = "kexec_load";
+const FILE_LOAD: &str = "kexec_file_load";
+
+/// Bytes, and the memory where they are to be when the kernel jumps.
+#[derive(Clone, Copy)]
+pub struct Segment<'a> {
+    /// Where they will be; a multiple of the page size.
+    pub start: PhysAddr,
+    /// What will be there; the rest of the last page is zero.
+    pub bytes: &'a [u8],
+}
+
+impl std::fmt::Debug for Segment<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} bytes at {}", self.bytes.len(), self.start)
+    }
+}
+
+impl Segment<'_> {
+    /// The memory that it takes: whole pages of `page_size_bytes`.
+    fn range(&self, page_size_bytes: u64) -> Result<PhysRange, Error> {
+        let refused = || {
+            Error::Segments(format!(
+                "{self:?} are not whole pages of {page_size_bytes} bytes of memory"
+            ))
+        };
+        if !self.start.is_aligned(page_size_bytes) {
+            return Err(refused());
+        }
+        (self.bytes.len() as u64)
+            .checked_next_multiple_of(page_size_bytes)
+            .and_then(|size_bytes| PhysRange::from_size(self.start, size_bytes).ok())
+            .ok_or_else(refused)
+    }
+}
+
+/// The segments by address, with the memory that each takes.
+fn arrange<'a>(
+    segments: &[Segment<'a>],
+    page_size_bytes: u64,
+) -> Result<Vec<(PhysRange, Segment<'a>)>, Error> {
+    if !(1..=SEGMENTS_MAX).contains(&segments.len()) {
+        return Err(Error::Segments(format!(
+            "{} segments, and the kernel takes 1 to {SEGMENTS_MAX}",
+            segments.len()
+        )));
+    }
+    let mut arranged = segments
+        .iter()
+        .map(|segment| Ok((segment.range(page_size_bytes)?, *segment)))
+        .collect::<Result<Vec<_>, Error>>()?;
+    arranged.sort_by_key(|(range, _)| (range.start(), range.end()));
+    for pair in arranged.windows(2) {
+        if let [(before, _), (after, _)] = pair
+            && after.start() < before.end()
+        {
+            return Err(Error::Segments(format!(
+                "{before} and {after} overlap (in pages of {page_size_bytes} bytes)"
+            )));
+        }
+    }
+    Ok(arranged)
+}
+
 /// `struct kexec_segment`.
 #[repr(C)]
-struct Segment {
+struct KernelSegment {
     buffer: *const libc::c_void,
     buffer_size_bytes: usize,
     memory: *const libc::c_void,
@@ -25,7 +109,7 @@ struct Segment {
 }
 
 /// One call; the kernel's answer as it is.
-fn call(entry: u64, segments: &[Segment], flags: libc::c_ulong) -> Result<(), Errno> {
+fn call(entry: u64, segments: &[KernelSegment], flags: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: `segments` outlives the call and each buffer in it is a live slice (`load`); the kernel
     // copies and keeps no pointer. `flags` never has KEXEC_ON_CRASH, so no running memory is written.
     let answer = unsafe {
@@ -37,6 +121,10 @@ fn call(entry: u64, segments: &[Segment], flags: libc::c_ulong) -> Result<(), Er
             flags,
         )
     };
+    answered(answer)
+}
+
+fn answered(answer: libc::c_long) -> Result<(), Errno> {
     if answer == 0 {
         return Ok(());
     }
@@ -59,49 +147,83 @@ pub fn lockdown() -> Option<String> {
     Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
-/// Says why the kernel answered `EPERM`; the kernel itself does not.
-fn why_not_permitted() -> Error {
+/// Says why the kernel answered `EPERM` to `call`; the kernel itself does not.
+fn why_not_permitted(call: &'static str) -> Error {
+    let is_file = call == FILE_LOAD;
+    let refused = |why: String| {
+        if is_file {
+            Error::FileRefused(why)
+        } else {
+            Error::Refused(why)
+        }
+    };
     if !crate::facts::has_capability(crate::facts::CAP_SYS_BOOT) {
         return Error::Privilege {
-            what: "kexec_load(2)",
+            what: if is_file {
+                "kexec_file_load(2)"
+            } else {
+                "kexec_load(2)"
+            },
             capability: "CAP_SYS_BOOT",
         };
     }
     if crate::facts::is_in_user_namespace() {
-        return Error::Refused(
+        return refused(
             "not from a user namespace, as in a container: it has to be the initial one".into(),
         );
     }
     if number("/proc/sys/kernel/kexec_load_disabled") == Some(1) {
-        return Error::Refused(
-            "the sysctl kernel.kexec_load_disabled is 1, until the next boot".into(),
-        );
+        return refused("the sysctl kernel.kexec_load_disabled is 1, until the next boot".into());
     }
     if number("/proc/sys/kernel/kexec_load_limit_reboot") == Some(0) {
-        return Error::Refused(
+        return refused(
             "the sysctl kernel.kexec_load_limit_reboot is used up, until the next boot".into(),
         );
     }
     match lockdown() {
-        Some(mode) if mode != "none" => Error::Refused(format!(
+        Some(mode) if mode != "none" && is_file => refused(format!(
+            "lockdown is in {mode} mode, and the kernel file has no signature that this kernel trusts"
+        )),
+        Some(mode) if mode != "none" => refused(format!(
             "lockdown is in {mode} mode, which forbids kexec_load (with UEFI Secure Boot it is automatic)"
         )),
-        _ => Error::Refused(
+        _ => refused(
             "not permitted, by lockdown or by a security module (see the kernel log)".into(),
         ),
     }
 }
 
+const BUSY: &str = "busy: another load is in progress, or this machine cannot stop its CPUs (no PSCI CPU_OFF), \
+                    or protected KVM is on (kvm-arm.mode=protected)";
+
 fn explain(errno: Errno, call: String) -> Error {
     match errno {
         Errno::NOSYS => Error::NoKexec,
-        Errno::PERM => why_not_permitted(),
+        Errno::PERM => why_not_permitted(LOAD),
         Errno::NOMEM => Error::KernelMemory,
-        Errno::BUSY => Error::Refused(
-            "busy: another load is in progress, or this machine cannot stop its CPUs \
-             (no PSCI CPU_OFF), or protected KVM is on (kvm-arm.mode=protected)"
+        Errno::BUSY => Error::Refused(BUSY.into()),
+        source => Error::Call { call, source },
+    }
+}
+
+fn explain_file(errno: Errno, call: String) -> Error {
+    match errno {
+        Errno::NOSYS => Error::NoKexecFile,
+        Errno::PERM => why_not_permitted(FILE_LOAD),
+        Errno::BUSY => Error::FileRefused(BUSY.into()),
+        Errno::NOEXEC => Error::FileRefused(
+            "it does not take this file for a kernel: it has to be an uncompressed Image (no zboot or gzip) \
+             for this CPU's page sizes and byte order"
                 .into(),
         ),
+        Errno::KEYREJECTED | Errno::NOKEY | Errno::NODATA | Errno::BADMSG | Errno::NOPKG => {
+            Error::FileRefused(format!(
+                "the kernel file's signature is missing, broken or by no key that this kernel trusts ({errno})"
+            ))
+        }
+        Errno::NOMEM | Errno::ADDRNOTAVAIL => Error::FileRefused(format!(
+            "it has no room for its copy of the files and for its own tables ({errno})"
+        )),
         source => Error::Call { call, source },
     }
 }
@@ -119,40 +241,133 @@ pub fn probe() -> Result<(), Error> {
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
     match number("/proc/sys/kernel/kexec_load_limit_reboot") {
-        Some(0) => return Err(why_not_permitted()),
+        Some(0) => return Err(why_not_permitted(LOAD)),
         Some(limit) if limit > 0 => return Ok(()),
         _ => {}
     }
     match call(0, &[], KEXEC_ARCH_386) {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(errno) => Err(explain(errno, "kexec_load".into())),
+        Err(errno) => Err(explain(errno, LOAD.into())),
     }
 }
 
-/// Loads one segment: `bytes` will be at `start` when the kernel jumps to `entry`.
+/// Loads segments, at most [`SEGMENTS_MAX`] in any order: the kernel copies their bytes now, and puts them in
+/// place when it jumps to `entry`.
 ///
 /// # Errors
-/// What the kernel answered, with its reason where that can be found out.
-pub fn load(entry: PhysAddr, start: PhysAddr, bytes: &[u8]) -> Result<(), Error> {
+/// [`Error::Segments`] if they are no whole pages or overlap; what the kernel answered, with its reason where
+/// that can be found out.
+pub fn load(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
     if cfg!(not(target_arch = "aarch64")) {
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
-    let range = PhysRange::from_size(start, bytes.len() as u64)
-        .map_err(|error| Error::Refused(error.to_string()))?;
-    let segment = Segment {
-        buffer: bytes.as_ptr().cast(),
-        buffer_size_bytes: bytes.len(),
-        memory: std::ptr::without_provenance(
-            usize::try_from(start.as_u64()).map_err(|error| Error::Refused(error.to_string()))?,
-        ),
-        memory_size_bytes: bytes.len(),
+    let arranged = arrange(segments, crate::facts::page_size_bytes())?;
+    let address = |value: u64| {
+        usize::try_from(value).map_err(|error| Error::Segments(format!("{value:#x}: {error}")))
     };
-    call(entry.as_u64(), &[segment], KEXEC_ARCH_AARCH64).map_err(|errno| {
+    let kernel_segments = arranged
+        .iter()
+        .map(|(range, segment)| {
+            Ok(KernelSegment {
+                buffer: segment.bytes.as_ptr().cast(),
+                buffer_size_bytes: segment.bytes.len(),
+                memory: std::ptr::without_provenance(address(range.start().as_u64())?),
+                memory_size_bytes: address(range.size_bytes())?,
+            })
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    call(entry.as_u64(), &kernel_segments, KEXEC_ARCH_AARCH64).map_err(|errno| {
+        let ranges: Vec<_> = arranged
+            .iter()
+            .map(|(range, _)| range.to_string())
+            .collect();
         explain(
             errno,
-            format!("kexec_load(entry {entry}, segment {range}, KEXEC_ARCH_AARCH64)"),
+            format!(
+                "kexec_load(entry {entry}, segments {}, KEXEC_ARCH_AARCH64)",
+                ranges.join(" ")
+            ),
         )
     })
+}
+
+/// Gives the kernel an Image and an initrd as files, which it loads, checks and places on its own, with a
+/// device tree that it makes of its own one.
+///
+/// # Errors
+/// [`Error::NoKexecFile`] without CONFIG_KEXEC_FILE; [`Error::FileRefused`] with the reason;
+/// [`Error::Segments`] if the command line is too long or has a NUL in it.
+pub fn file_load(
+    kernel: BorrowedFd<'_>,
+    initrd: Option<BorrowedFd<'_>>,
+    command_line: &str,
+) -> Result<(), Error> {
+    if cfg!(not(target_arch = "aarch64")) {
+        return Err(Error::Architecture(std::env::consts::ARCH));
+    }
+    let text = terminated(command_line)?;
+    let flags = if initrd.is_some() {
+        0
+    } else {
+        KEXEC_FILE_NO_INITRAMFS
+    };
+    let initrd = initrd.map_or(-1, |file| file.as_raw_fd());
+    file_call(kernel.as_raw_fd(), initrd, &text, flags).map_err(|errno| {
+        let call = format!("kexec_file_load(command line of {} bytes)", text.len());
+        explain_file(errno, call)
+    })
+}
+
+/// The command line as the kernel wants it: with a NUL at its end, and no other.
+fn terminated(command_line: &str) -> Result<Vec<u8>, Error> {
+    let text = CString::new(command_line)
+        .map_err(|error| Error::Segments(format!("command line: {error}")))?
+        .into_bytes_with_nul();
+    if text.len() > COMMAND_LINE_MAX_BYTES {
+        return Err(Error::Segments(format!(
+            "a command line of {} bytes, and Linux takes {}",
+            text.len() - 1,
+            COMMAND_LINE_MAX_BYTES - 1
+        )));
+    }
+    Ok(text)
+}
+
+/// One call; the kernel's answer as it is.
+fn file_call(kernel: i32, initrd: i32, text: &[u8], flags: libc::c_ulong) -> Result<(), Errno> {
+    // SAFETY: the kernel reads `text`, of the length that it is told, and the two files. `flags` never has
+    // KEXEC_FILE_ON_CRASH, so no running memory is written.
+    let answer = unsafe {
+        libc::syscall(
+            SYS_KEXEC_FILE_LOAD,
+            kernel,
+            initrd,
+            text.len(),
+            text.as_ptr(),
+            flags,
+        )
+    };
+    answered(answer)
+}
+
+/// Whether this kernel has `kexec_file_load(2)`, permitted or not. Nothing is loaded, unloaded or counted.
+///
+/// A call by a thread that has given up CAP_SYS_BOOT is refused before anything else is looked at: also before
+/// one of `kernel.kexec_load_limit_reboot` is used up. The thread ends with it.
+#[must_use]
+pub fn has_file_load() -> bool {
+    let answer = std::thread::spawn(|| {
+        use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+        let mut sets = capabilities(None)?;
+        sets.effective.remove(CapabilitySet::SYS_BOOT);
+        set_capabilities(None, sets)?;
+        // No files, and flags that no kernel knows: should it be permitted all the same, it is an error.
+        file_call(-1, -1, &[], libc::c_ulong::MAX)
+    });
+    matches!(
+        answer.join(),
+        Ok(Err(Errno::PERM | Errno::INVAL | Errno::BADF))
+    )
 }
 
 /// Unloads whatever is loaded for a normal kexec.
@@ -172,4 +387,129 @@ pub fn is_loaded() -> Option<bool> {
         .filter(|path| Path::new(path).exists())
         .find_map(number)
         .map(|loaded| loaded == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+
+    fn segment(start: u64, bytes: &[u8]) -> Segment<'_> {
+        Segment {
+            start: PhysAddr::new(start),
+            bytes,
+        }
+    }
+
+    #[test]
+    fn every_arrangement_of_two_is_judged_by_its_pages() {
+        let bytes = vec![0; 3 * 4096];
+        let lengths = [0, 1, 4095, 4096, 4097, 8192, 12288];
+        for first in 0..5_u64 {
+            for second in 0..5_u64 {
+                for a in lengths {
+                    for b in lengths {
+                        let segments = [
+                            segment(first * PAGE, &bytes[..a]),
+                            segment(second * PAGE, &bytes[..b]),
+                        ];
+                        // The model: no page is in both; an empty one may not be inside another.
+                        let pages = |start: u64, length: usize| {
+                            start..start + (length as u64).div_ceil(PAGE)
+                        };
+                        let (one, two) = (pages(first, a), pages(second, b));
+                        let is_inside = |point: u64, range: &std::ops::Range<u64>| {
+                            range.start < point && point < range.end
+                        };
+                        let overlaps = one.clone().any(|page| two.contains(&page))
+                            || (one.is_empty() && is_inside(first, &two))
+                            || (two.is_empty() && is_inside(second, &one));
+                        let what = format!("{segments:?}");
+                        match arrange(&segments, PAGE) {
+                            Ok(arranged) => {
+                                assert!(!overlaps, "{what}");
+                                let sizes: u64 = arranged
+                                    .iter()
+                                    .map(|(range, segment)| {
+                                        assert_eq!(range.start(), segment.start);
+                                        range.size_bytes()
+                                    })
+                                    .sum();
+                                assert_eq!(sizes, (one.count() + two.count()) as u64 * PAGE);
+                                assert!(arranged[0].0.end() <= arranged[1].0.start());
+                            }
+                            Err(error) => {
+                                assert!(overlaps, "{what}: {error}");
+                                assert!(error.to_string().contains("overlap"), "{error}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_would_refuse_is_said_with_its_values() {
+        let bytes = [0; 16];
+        let refused = |segments: &[Segment<'_>], words: &[&str]| {
+            let error = arrange(segments, PAGE).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        };
+        refused(&[], &["0 segments"]);
+        let many: Vec<_> = (0..17).map(|page| segment(page * PAGE, &bytes)).collect();
+        refused(&many, &["17 segments", "16"]);
+        assert_eq!(arrange(&many[1..], PAGE).unwrap().len(), SEGMENTS_MAX);
+        refused(&[segment(PAGE + 8, &bytes)], &["16 bytes at", "1008"]);
+        refused(&[segment(u64::MAX - 4095, &[0; 4097])], &["4097 bytes"]);
+        assert!(arrange(&[segment(16384, &bytes)], 16384).is_ok());
+        assert!(arrange(&[segment(4096, &bytes)], 16384).is_err());
+    }
+
+    #[test]
+    fn a_command_line_ends_with_one_nul() {
+        assert_eq!(terminated("quiet").unwrap(), b"quiet\0");
+        assert_eq!(terminated("").unwrap(), b"\0");
+        assert_eq!(terminated(&"x".repeat(2047)).unwrap().len(), 2048);
+        let long = terminated(&"x".repeat(2048)).unwrap_err().to_string();
+        assert!(
+            long.contains("2048 bytes") && long.contains("2047"),
+            "{long}"
+        );
+        assert!(terminated("a\0b").is_err());
+    }
+
+    #[test]
+    fn asking_for_file_load_changes_nothing() {
+        let before = (
+            is_loaded(),
+            crate::facts::has_capability(crate::facts::CAP_SYS_BOOT),
+        );
+        let answers = [has_file_load(), has_file_load()];
+        assert_eq!(answers[0], answers[1]);
+        let after = (
+            is_loaded(),
+            crate::facts::has_capability(crate::facts::CAP_SYS_BOOT),
+        );
+        assert_eq!(before, after);
+        // The kernel's own table of symbols, where it may be seen, is the independent witness.
+        let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+        if symbols.contains(" T ") && !cfg!(target_arch = "aarch64") {
+            assert_eq!(answers[0], symbols.contains("__do_sys_kexec_file_load"));
+        } else {
+            eprintln!("SKIPPED: /proc/kallsyms says nothing here");
+        }
+    }
+
+    #[test]
+    #[cfg(not(target_arch = "aarch64"))]
+    fn no_other_architecture_is_loaded() {
+        let entry = PhysAddr::new(0);
+        let answer = load(entry, &[segment(0, &[0; 16])]);
+        assert!(matches!(answer, Err(Error::Architecture(_))), "{answer:?}");
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let answer = file_load(std::os::fd::AsFd::as_fd(&file), None, "");
+        assert!(matches!(answer, Err(Error::Architecture(_))), "{answer:?}");
+    }
 }
