@@ -1,6 +1,7 @@
 //! What machine this is, as Linux shows it. Reads only.
 
 use crate::Error;
+use std::ops::Range;
 use std::path::Path;
 
 /// `CAP_SYS_BOOT` (`include/uapi/linux/capability.h`).
@@ -10,6 +11,8 @@ pub const CAP_SYS_ADMIN: u32 = 21;
 
 /// The device tree that the running kernel was given.
 pub const DEVICE_TREE_PATH: &str = "/sys/firmware/fdt";
+/// All memory as a core file.
+const KCORE_PATH: &str = "/proc/kcore";
 /// The map of physical memory.
 pub const IOMEM_PATH: &str = "/proc/iomem";
 
@@ -185,6 +188,132 @@ pub fn virtual_address_bits() -> u32 {
     bits
 }
 
+/// The text that describes the running kernel to a crash dump's reader: lines as `OSRELEASE=...` and
+/// `NUMBER(VA_BITS)=48` (Documentation/admin-guide/kdump/vmcoreinfo.rst). From the note in `/proc/kcore`.
+///
+/// # Errors
+/// If there is no `/proc/kcore` (CONFIG_PROC_KCORE), it may not be read (CAP_SYS_RAWIO, lockdown in
+/// confidentiality mode), or has no such note.
+pub fn vmcoreinfo() -> Result<String, Error> {
+    let path = KCORE_PATH;
+    let file =
+        std::fs::File::open(path).map_err(|error| Error::file("cannot open", path, error))?;
+    let part = |range: Range<u64>| -> Result<Vec<u8>, Error> {
+        use std::os::unix::fs::FileExt;
+        let size_bytes = range.end.saturating_sub(range.start);
+        if size_bytes > elf::PART_MAX_BYTES {
+            return Err(Error::content(
+                path,
+                format!("its headers or notes are of {size_bytes} bytes"),
+            ));
+        }
+        let length =
+            usize::try_from(size_bytes).map_err(|error| Error::content(path, error.to_string()))?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, range.start)
+            .map_err(|error| Error::file("cannot read", path, error))?;
+        Ok(bytes)
+    };
+    let absent = |what: &str| Error::content(path, format!("has no {what}"));
+    let header = part(0..elf::HEADER_BYTES)?;
+    let table = elf::program_headers(&header).ok_or_else(|| absent("64-bit ELF header"))?;
+    for range in elf::note_segments(&part(table)?) {
+        if let Some(text) = elf::note(&part(range)?, b"VMCOREINFO") {
+            return Ok(String::from_utf8_lossy(text).into_owned());
+        }
+    }
+    Err(absent("VMCOREINFO note"))
+}
+
+/// Bits of a virtual address that the running kernel was *built* for, which may be more than this CPU has
+/// (see [`virtual_address_bits`]). `None` where [`vmcoreinfo`] cannot be read.
+#[must_use]
+pub fn configured_virtual_address_bits() -> Option<u32> {
+    number_in_vmcoreinfo(&vmcoreinfo().ok()?, "VA_BITS")
+}
+
+/// `NUMBER(name)=value`.
+fn number_in_vmcoreinfo(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let rest = line.strip_prefix("NUMBER(")?.strip_prefix(name)?;
+        rest.strip_prefix(")=")?.trim().parse().ok()
+    })
+}
+
+/// As much of a 64-bit little-endian ELF file as it takes to find a note in it (elf(5)).
+///
+/// By hand: `/proc/kcore` is a file of all memory, of which a library would want to have a slice.
+mod elf {
+    use std::ops::Range;
+
+    /// Size of the file's header, bytes.
+    pub(super) const HEADER_BYTES: u64 = 64;
+    /// Most bytes of the program headers (65535 of 56 bytes), and of the notes.
+    pub(super) const PART_MAX_BYTES: u64 = 4 << 20;
+    /// Size of one program header, bytes.
+    const PROGRAM_HEADER_BYTES: u16 = 56;
+    const PT_NOTE: u32 = 4;
+    /// Sizes of a note's name and of its content are rounded up to this.
+    const NOTE_ALIGNMENT_BYTES: usize = 4;
+
+    fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+        Some(u16::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+    }
+
+    fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+        Some(u32::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+    }
+
+    fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+        Some(u64::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
+    }
+
+    /// Where the file header says that the program headers are, in the file.
+    pub(super) fn program_headers(header: &[u8]) -> Option<Range<u64>> {
+        /// Magic number, 64-bit, little-endian, version 1.
+        const IDENTIFICATION: &[u8] = b"\x7fELF\x02\x01\x01";
+        if !header.starts_with(IDENTIFICATION) || u16_at(header, 54)? != PROGRAM_HEADER_BYTES {
+            return None;
+        }
+        let start = u64_at(header, 32)?;
+        let size_bytes = u64::from(PROGRAM_HEADER_BYTES) * u64::from(u16_at(header, 56)?);
+        Some(start..start.checked_add(size_bytes)?)
+    }
+
+    /// Where the notes are, in the file.
+    pub(super) fn note_segments(table: &[u8]) -> impl Iterator<Item = Range<u64>> {
+        table
+            .chunks_exact(usize::from(PROGRAM_HEADER_BYTES))
+            .filter(|entry| u32_at(entry, 0) == Some(PT_NOTE))
+            .filter_map(|entry| {
+                let start = u64_at(entry, 8)?;
+                Some(start..start.checked_add(u64_at(entry, 32)?)?)
+            })
+    }
+
+    /// The content of the first note of this name.
+    pub(super) fn note<'a>(mut notes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+        let taken = |bytes: &mut &'a [u8], size_bytes: u32| {
+            let length = usize::try_from(size_bytes).ok()?;
+            let content = bytes.get(..length)?;
+            let padded = length.checked_next_multiple_of(NOTE_ALIGNMENT_BYTES)?;
+            // The last one's padding may be missing.
+            *bytes = bytes.get(padded..).unwrap_or_default();
+            Some(content)
+        };
+        loop {
+            let (name_bytes, content_bytes) = (u32_at(notes, 0)?, u32_at(notes, 4)?);
+            notes = notes.get(12..)?;
+            let found = taken(&mut notes, name_bytes)?;
+            let content = taken(&mut notes, content_bytes)?;
+            // The name has a NUL at its end.
+            if found.strip_suffix(b"\0").unwrap_or(found) == name {
+                return Some(content);
+            }
+        }
+    }
+}
+
 /// How an ACPI machine wants PSCI to be called: the FADT's ARM_BOOT_ARCH flags (ACPI 5.1, 5.2.9.4), bit 0
 /// PSCI, bit 1 HVC. `None` without ACPI or without PSCI; otherwise whether it is HVC.
 #[must_use]
@@ -210,4 +339,98 @@ pub fn lock() -> Result<std::os::fd::OwnedFd, Error> {
     flock(&file, FlockOperation::LockExclusive)
         .map_err(|error| Error::file("cannot lock", path, error))?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A core file as `fs/proc/kcore.c` makes it: header, program headers, notes.
+    fn core_file(notes: &[(&[u8], &[u8])]) -> Vec<u8> {
+        let mut content = Vec::new();
+        for (name, text) in notes {
+            content.extend(u32::try_from(name.len()).unwrap().to_le_bytes());
+            content.extend(u32::try_from(text.len()).unwrap().to_le_bytes());
+            content.extend(0_u32.to_le_bytes());
+            for part in [name, text] {
+                content.extend(*part);
+                content.resize(content.len().next_multiple_of(4), 0);
+            }
+        }
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(64, 0);
+        file[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        file[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        file[56..58].copy_from_slice(&2_u16.to_le_bytes());
+        for (kind, start) in [(1_u32, 1_u64 << 40), (4, 64 + 2 * 56)] {
+            let mut entry = vec![0; 56];
+            entry[..4].copy_from_slice(&kind.to_le_bytes());
+            entry[8..16].copy_from_slice(&start.to_le_bytes());
+            entry[32..40].copy_from_slice(&(content.len() as u64).to_le_bytes());
+            file.extend(entry);
+        }
+        file.extend(content);
+        file
+    }
+
+    /// What `vmcoreinfo` does, on a file in memory.
+    fn find(file: &[u8]) -> Option<&[u8]> {
+        let part = |range: Range<u64>| {
+            file.get(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+        };
+        let table = elf::program_headers(part(0..elf::HEADER_BYTES)?)?;
+        elf::note_segments(part(table)?).find_map(|range| elf::note(part(range)?, b"VMCOREINFO"))
+    }
+
+    const TEXT: &[u8] = b"OSRELEASE=6.12\nNUMBER(VA_BITS)=52\nKERNELOFFSET=0\n";
+
+    #[test]
+    fn a_note_is_found_wherever_it_is() {
+        let other: (&[u8], &[u8]) = (b"CORE\0", &[7; 336]);
+        let wanted: (&[u8], &[u8]) = (b"VMCOREINFO\0", TEXT);
+        for notes in [
+            &[wanted][..],
+            &[other, wanted],
+            &[other, (b"", b""), (b"CORE\0", b"x"), wanted, other],
+        ] {
+            assert_eq!(find(&core_file(notes)), Some(TEXT));
+        }
+        assert_eq!(find(&core_file(&[other])), None);
+        assert_eq!(find(&core_file(&[])), None);
+    }
+
+    #[test]
+    fn no_broken_file_does_any_harm() {
+        let file = core_file(&[(b"CORE\0", &[7; 33]), (b"VMCOREINFO\0", TEXT)]);
+        for length in 0..file.len() {
+            // The length of the text is in the note: nothing shorter is found.
+            let found = find(&file[..length]);
+            assert!(found.is_none(), "{length}: {found:?}");
+        }
+        for index in 0..file.len() {
+            for value in [0, 1, 0x7f, 0x80, 0xff, file[index] ^ 1] {
+                let mut broken = file.clone();
+                broken[index] = value;
+                // Any answer is right that is no panic; what is found has the text's length or less.
+                let found = find(&broken).unwrap_or_default();
+                assert!(found.len() < file.len(), "byte {index} = {value:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_found_by_their_whole_name() {
+        let text = "X=NUMBER(VA_BITS)=1\nNUMBER(VA_BITS_MIN)=2\nNUMBER(VA_BITS)=52\nNUMBER(Y)=x\n";
+        assert_eq!(number_in_vmcoreinfo(text, "VA_BITS"), Some(52));
+        assert_eq!(number_in_vmcoreinfo(text, "Y"), None);
+        assert_eq!(number_in_vmcoreinfo(text, "Z"), None);
+    }
+
+    #[test]
+    fn this_machine_has_a_vmcoreinfo() {
+        match vmcoreinfo() {
+            Ok(text) => assert!(text.contains("OSRELEASE="), "{text}"),
+            Err(error) => eprintln!("SKIPPED: {error}"),
+        }
+    }
 }
