@@ -8,8 +8,12 @@
 //!    piece, and to the moves for those that are not where they belong;
 //! 2. [`stage`]: from the layout, the digests and what is known of the console and of PSCI to the bytes
 //!    of the relocator's stage: program, hand-off, translation tables.
+//!
+//! Beside them, [`kexec_cost`]: what the system call that starts the hand-over will cost, and where it
+//! must not be made.
 #![forbid(unsafe_code)]
 
+pub mod kexec_cost;
 pub mod layout;
 pub mod moves;
 pub mod stage;
