@@ -18,17 +18,19 @@
 //! in topological order (Tarjan, 1972). A component of one run is one copy. Within a larger one:
 //!
 //! 1. a run that nothing outside it still reads from is made whole;
-//! 2. else the longest stretch of a run that nobody still reads from is made, and grown in both
-//!    directions as its own steps free their neighbours: shifts stay in one copy, upward and downward;
-//! 3. else every step left is read by exactly one other: disjoint cycles and nothing else. The source of
-//!    one step is saved in the spare unit, which frees all others of its cycle; its own step is made last,
-//!    from the spare. That is the first step of the cycle's shortest stretch, so that no other is torn.
+//! 2. else, if the spare unit is unused and there is a cycle of steps, it is broken: the source of one step
+//!    is saved in the spare unit, and that step is made last of its cycle, from there. A step that is a run
+//!    of its own is preferred, then the first of the cycle's shortest stretch, so that no long one is torn;
+//! 3. else the longest stretch of a run that nobody still reads from is made, and grown in both
+//!    directions as its own steps free their neighbours: shifts stay in one copy, upward and downward.
 //!
-//! (Partial units can form a cycle none of whose bytes goes round in it. Tearing a step would do there, for
-//! as many copies; it is not done, so that there is one way to break a cycle.)
+//! One spare unit is enough, however many cycles there are. Say nothing is free: then each step left is read
+//! by another, and as each has at most one successor, each has exactly one. A saved step no longer has any.
+//! So none is saved, and what is left are cycles, one of which can be broken.
 //!
-//! Before the next cycle is broken, the saved step has been made: with it pending, some step is always
-//! free. So one spare unit is enough, however many cycles there are.
+//! Cycles are broken before runs are torn, because a cycle has to be broken anyway and often frees a run as
+//! a whole. (Partial units can form a cycle none of whose bytes goes round in it. Tearing a step would do
+//! there, for as many copies; it is not done, so that there is one way to break a cycle.)
 //!
 //! Every part of it is linear in the number of steps, but for sorting.
 //!
@@ -40,8 +42,9 @@
 //!   steps again, and a run that has to be cut at every step is found out by cutting it at every step.
 //! - *Placing units where they do not belong on the way*: two runs of n units change places in 2n + 2
 //!   copies that way, and in 3n here. The bytes copied are about the same, and those are what costs time.
+//!   Likewise a spare unit where there is no cycle, to keep a run whole: a copy less, a unit more to copy.
 //! - *Proving the least number of copies.* Which runs of a component to tear is a feedback problem; the
-//!   tests measure how far from the least it gets (see `tests`).
+//!   tests compare with the least for every map of five units.
 
 use kleap_memmap::{PhysAddr, PhysRange};
 use std::cmp::Reverse;
@@ -475,6 +478,8 @@ struct Sequence<'a> {
     foreign_readers: Vec<usize>,
     /// Whether a run belongs to the component that is being made.
     is_current: Vec<bool>,
+    /// The first step of the walk along `next` that came by a step, when cycles were looked for.
+    walk_of: Vec<Option<usize>>,
     /// Steps of that component not yet made, count.
     left: usize,
     /// Runs of that component without foreign readers.
@@ -512,6 +517,7 @@ impl<'a> Sequence<'a> {
             readers,
             foreign_readers,
             is_current: vec![false; runs],
+            walk_of: vec![None; steps.len()],
             left: 0,
             free_runs: Vec::new(),
             free_stretches: BinaryHeap::new(),
@@ -541,14 +547,16 @@ impl<'a> Sequence<'a> {
                 self.add_free(step);
             }
         }
-        let mut cursor = steps.into_iter();
+        let mut cycles = self.cycles(&steps).into_iter();
         while self.left > 0 {
             if let Some(run) = self.free_runs.pop() {
                 self.make_run(run, spare);
+            } else if self.saved.is_none()
+                && let Some(cycle) = cycles.next()
+            {
+                self.break_cycle(&cycle, spare)?;
             } else if let Some((first, last)) = self.longest_free_stretch() {
                 self.make_stretch(first, last, spare);
-            } else if let Some(step) = cursor.find(|&step| !self.is_made[step]) {
-                self.break_cycle(step, spare)?;
             } else {
                 break; // nothing is left
             }
@@ -616,37 +624,52 @@ impl<'a> Sequence<'a> {
         self.push(first, last, spare);
     }
 
-    /// Saves the source of a step of the cycle through `step`. Nothing is free, so every step left is in
-    /// a cycle.
-    fn break_cycle(&mut self, step: usize, spare: Option<PhysRange>) -> Result<(), MovesError> {
+    /// The cycles among steps of a component.
+    fn cycles(&mut self, steps: &[usize]) -> Vec<Vec<usize>> {
+        let mut cycles = Vec::new();
+        for &start in steps {
+            let mut at = Some(start);
+            while let Some(step) = at
+                && self.walk_of[step].is_none()
+            {
+                self.walk_of[step] = Some(start);
+                let next = self.graph.next[step];
+                at = next.filter(|&next| self.is_current[self.graph.run_of[next]]);
+            }
+            // Where this walk has been before, it goes round.
+            if let Some(first) = at
+                && self.walk_of[first] == Some(start)
+            {
+                let follow = |&step: &usize| self.graph.next[step].filter(|&next| next != first);
+                cycles.push(std::iter::successors(Some(first), follow).collect());
+            }
+        }
+        cycles
+    }
+
+    /// Saves the source of a step of a cycle.
+    fn break_cycle(&mut self, cycle: &[usize], spare: Option<PhysRange>) -> Result<(), MovesError> {
         let Some(spare) = spare else {
             return Err(MovesError::NoSpare {
-                at: PhysAddr::new(self.graph.steps[step].target),
+                at: PhysAddr::new(self.graph.steps[cycle[0]].target),
                 unit_bytes: self.unit_bytes,
             });
         };
-        let mut cycle = vec![step];
-        let mut at = step;
-        while let Some(next) = self.graph.next[at]
-            && next != step
-            && cycle.len() < self.left
-        {
-            cycle.push(next);
-            at = next;
-        }
         // Stretches: steps that follow each other in the cycle and in their run.
         let is_torn =
             |a: usize, b: usize| self.graph.run_of[a] != self.graph.run_of[b] || a.abs_diff(b) != 1;
         let count = cycle.len();
+        let mut cycle = cycle.to_vec();
         if let Some(end) = (0..count).find(|&at| is_torn(cycle[at], cycle[(at + 1) % count])) {
             cycle.rotate_left((end + 1) % count);
         }
+        let run_len = |s: usize| self.graph.steps_of(self.graph.run_of[s]).len();
         let chosen = cycle
             .chunk_by(|&a, &b| !is_torn(a, b))
-            .min_by_key(|stretch| stretch.len())
+            .min_by_key(|stretch| (run_len(stretch[0]) > 1, stretch.len()))
             .and_then(<[usize]>::first)
             .copied()
-            .unwrap_or(step);
+            .unwrap_or(cycle[0]);
         let from = self.graph.steps[chosen];
         self.copies.push(MemoryCopy {
             target: self.in_spare(&from, spare),
