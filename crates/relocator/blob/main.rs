@@ -165,15 +165,11 @@ impl Machine for Hardware {
     }
 
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64) {
-        // SAFETY: `relocate` has checked that the two do not overlap and that the target is not the
-        // stage; the tables map the source for reading and the target for writing, or it is an
-        // exception. No Rust object lives in either.
+        // SAFETY: `relocate` has checked that neither touches the stage; they may overlap each other. The
+        // tables map the source for reading and the target for writing, or it is an exception. No Rust
+        // object lives in either.
         unsafe {
-            core::ptr::copy_nonoverlapping(
-                source as *const u8,
-                target as *mut u8,
-                size_bytes as usize,
-            );
+            core::ptr::copy(source as *const u8, target as *mut u8, size_bytes as usize);
         }
     }
 

@@ -188,7 +188,9 @@ pub struct Piece {
     pub clean_size_bytes: u64,
 }
 
-/// One copy. Source and target do not overlap.
+/// One copy. Source and target may overlap, as in `memmove`; neither touches the stage.
+///
+/// Moves are made in the order of the block, each reading what the earlier ones have left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Move {
     /// Where the bytes go, physical address.

@@ -12,7 +12,7 @@ use core::fmt;
 pub enum Failure {
     /// The hand-off block is not what the command wrote.
     HandOff(HandOffError),
-    /// A move would overlap itself or the relocator.
+    /// A move would read or overwrite the relocator's stage.
     Move {
         /// Where it would write, physical address.
         target: u64,
@@ -68,7 +68,7 @@ impl fmt::Display for Failure {
                 size_bytes,
             } => write!(
                 f,
-                "refusing to move {size_bytes:#x} bytes from {source:#x} to {target:#x}: overlap"
+                "refusing to move {size_bytes:#x} bytes from {source:#x} to {target:#x}: the relocator is there"
             ),
             Self::Digest {
                 kind,

@@ -39,7 +39,8 @@ pub trait Machine {
     fn supports_page_size(&mut self, page_size_bytes: u64) -> bool;
     /// Disables LPIs in every redistributor of a region.
     fn disable_lpis(&mut self, region: Redistributors) -> LpiOutcome;
-    /// Copies bytes; source and target do not overlap.
+    /// Copies bytes, as `memmove` does: where source and target overlap, the target gets what the source
+    /// held before.
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64);
     /// CRC32C of memory.
     fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32;
@@ -62,19 +63,21 @@ pub struct Entry {
     pub level: Level,
 }
 
-/// A move may touch neither itself nor the stage that the relocator runs from.
+/// A move may not touch the stage that the relocator runs from. It may overlap itself, and other moves:
+/// their order is the planner's business, and the digests find out if it was wrong. Nothing in the stage
+/// belongs anywhere else, so that a move reads from it is as wrong as that it writes to it.
+/// ([`HandOff::decode`] has refused what runs over the end of the address space.)
 fn check_move(header: &Header, copy: &Move) -> Result<(), Failure> {
     let Move {
         target,
         source,
         size_bytes,
     } = *copy;
-    let overlaps = |start: u64, other: u64, other_size_bytes: u64| {
-        start < other.saturating_add(other_size_bytes) && other < start.saturating_add(size_bytes)
+    let touches_stage = |start: u64| {
+        start < header.stage.saturating_add(header.stage_size_bytes)
+            && header.stage < start.saturating_add(size_bytes)
     };
-    if overlaps(target, source, size_bytes)
-        || overlaps(target, header.stage, header.stage_size_bytes)
-    {
+    if touches_stage(target) || touches_stage(source) {
         return Err(Failure::Move {
             target,
             source,

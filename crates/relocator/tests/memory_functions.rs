@@ -143,6 +143,12 @@ fn memcpy_copies_what_it_should_and_nothing_else() {
     }
 }
 
+/// As `buffer`, of any size.
+fn large_buffer(size: usize) -> Vec<u8> {
+    let byte = |at: usize| ((at as u32 + 1).wrapping_mul(2_654_435_761) >> 13) as u8;
+    (0..size).map(byte).collect()
+}
+
 fn check_memmove(memmove: Copy, before: &Buffer, size: usize, source_at: usize, distance: isize) {
     let mut bytes = before.clone();
     let mut expected = before.clone();
@@ -172,6 +178,14 @@ fn memmove_moves_what_overlaps() {
             }
         }
     }
+    // All sizes and all distances, at some alignments.
+    for size in SIZES {
+        for source_at in [0, 1, 15] {
+            for distance in -300..=300 {
+                check_memmove(memmove, &before, size, source_at, distance);
+            }
+        }
+    }
     // All sizes: the distances around which the code could decide differently.
     for size in SIZES {
         let ends = [0, 8, 16, 32, 64, 128, size as isize / 2, size as isize];
@@ -180,6 +194,39 @@ fn memmove_moves_what_overlaps() {
                 for distance in end - 1..=end + 1 {
                     check_memmove(memmove, &before, size, source_at, distance);
                     check_memmove(memmove, &before, size, source_at, -distance);
+                }
+            }
+        }
+    }
+}
+
+/// Shifts of many iterations, where what is written early is what is read late.
+#[test]
+fn memmove_moves_large_ranges_that_overlap() {
+    const ROOM: usize = 70_000; // as far as anything is moved, and a bit to go wrong in
+    let Functions { memmove, .. } = functions();
+    for size in [4095, 4096, 4097, 65_535, 65_536, 65_600, 200_003] {
+        let before = large_buffer(size + 2 * ROOM);
+        for source_at in [0, 1, 8, 15] {
+            for distance in [
+                0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 4095, 4096, 65_535, 65_536,
+            ] {
+                for distance in [distance, -distance] {
+                    let from = ROOM + source_at;
+                    let to = from.checked_add_signed(distance).unwrap();
+                    let mut expected = before.clone();
+                    expected.copy_within(from..from + size, to);
+                    let mut bytes = before.clone();
+                    let target = bytes[to..to + size].as_mut_ptr();
+                    let source = target.wrapping_offset(-distance).cast_const();
+                    // SAFETY: both ranges lie in the buffer, which has room for every distance on
+                    // both sides.
+                    let result = unsafe { memmove(target, source, size) };
+                    assert_eq!(result, target);
+                    assert!(
+                        bytes == expected,
+                        "memmove of {size} bytes at {source_at} by {distance}"
+                    );
                 }
             }
         }

@@ -207,15 +207,20 @@ fn a_page_size_the_cpu_lacks_stops_it_before_anything_is_touched() {
 }
 
 #[test]
-fn moves_onto_the_relocator_or_onto_themselves_are_refused() {
+fn moves_that_touch_the_relocator_are_refused() {
     for (target, source, refused) in [
         (STAGE - 0x7ff, MEMORY_START, true),
         (STAGE - 0x800, MEMORY_START, false),
         (STAGE + STAGE_BYTES - 1, MEMORY_START, true),
         (STAGE + STAGE_BYTES, MEMORY_START, false),
-        (MEMORY_START + 0x7ff, MEMORY_START, true),
-        (MEMORY_START + 0x800, MEMORY_START, false),
-        (MEMORY_START, MEMORY_START, true),
+        (MEMORY_START, STAGE - 0x7ff, true),
+        (MEMORY_START, STAGE - 0x800, false),
+        (MEMORY_START, STAGE + STAGE_BYTES - 1, true),
+        (MEMORY_START, STAGE + STAGE_BYTES, false),
+        // Their own source is no obstacle.
+        (MEMORY_START + 0x7ff, MEMORY_START, false),
+        (MEMORY_START, MEMORY_START + 1, false),
+        (MEMORY_START, MEMORY_START, false),
     ] {
         let mut machine = Simulated::new(3);
         let moves = [Move {
@@ -230,7 +235,71 @@ fn moves_onto_the_relocator_or_onto_themselves_are_refused() {
             refused,
             "to {target:#x} from {source:#x}: {result:?}"
         );
+        assert_eq!(machine.events.contains(&"copy"), !refused);
     }
+}
+
+#[test]
+fn a_move_past_the_last_address_is_refused() {
+    for (target, source) in [(u64::MAX - 0x7fe, MEMORY_START), (MEMORY_START, u64::MAX)] {
+        let mut machine = Simulated::new(3);
+        let moves = [Move {
+            target,
+            source,
+            size_bytes: 0x800,
+        }];
+        let block = abi::encode(&header(), &[], &moves, &[]).unwrap();
+        let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
+        assert!(matches!(failure, Failure::HandOff(_)), "{failure:?}");
+        assert!(machine.events.is_empty());
+    }
+}
+
+/// The order of the block is kept: pages go round in a circle by way of a spare one, and a run is shifted
+/// onto itself, up and down.
+#[test]
+fn cycles_and_shifts_end_as_planned() {
+    const PAGE: u64 = 0x1000;
+    let page = |number: u64| MEMORY_START + number * PAGE;
+    let copy = |target: u64, source: u64, pages: u64| Move {
+        target: page(target),
+        source: page(source),
+        size_bytes: pages * PAGE,
+    };
+    // Held by each page in the end, by number; 15 is the spare one.
+    let wanted: [u64; 12] = [1, 2, 3, 0, 4, 4, 5, 6, 9, 10, 11, 11];
+    let moves = [
+        copy(15, 0, 1),
+        copy(0, 1, 3),
+        copy(3, 15, 1),
+        copy(5, 4, 3),
+        copy(8, 9, 3),
+    ];
+    let mut machine = Simulated::new(4);
+    let content: Vec<u8> = wanted
+        .iter()
+        .flat_map(|&number| machine.slice(page(number), PAGE).to_vec())
+        .collect();
+    let piece = Piece {
+        kind: PieceKind::Initrd,
+        start: MEMORY_START,
+        size_bytes: content.len() as u64,
+        crc32c: crc32c::update(0, &content),
+        clean_size_bytes: content.len() as u64,
+    };
+    let mut header = header();
+    header.timeline = Some(page(13));
+    let block = abi::encode(&header, &[piece], &moves, &[]).unwrap();
+    let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
+    assert_eq!((timeline.moves, timeline.moved_bytes), (5, 11 * PAGE));
+    assert!(machine.slice(MEMORY_START, 12 * PAGE) == content);
+    // In the wrong order the digest finds out.
+    let mut machine = Simulated::new(4);
+    let mut wrong = moves;
+    wrong.swap(0, 1);
+    let block = abi::encode(&header, &[piece], &wrong, &[]).unwrap();
+    let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
+    assert!(matches!(failure, Failure::Digest { .. }), "{failure:?}");
 }
 
 proptest! {
@@ -252,6 +321,35 @@ proptest! {
         let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
         let record_at = usize::try_from(STAGE - MEMORY_START).unwrap() - SIZE_BYTES;
         expected[record_at..][..SIZE_BYTES].copy_from_slice(&timeline.encode());
+        prop_assert!(machine.memory == expected);
+    }
+
+    /// Moves that overlap themselves and each other in any way are made as they stand in the block.
+    #[test]
+    fn moves_that_overlap_are_made_one_after_the_other(
+        seed in any::<u64>(),
+        moves in proptest::collection::vec((0..0x4_0000_u64, 0..0x4_0000_u64, 0..0x1_0000_u64), 0..12),
+    ) {
+        let mut machine = Simulated::new(seed);
+        let mut header = header();
+        header.timeline = None;
+        let moves: Vec<Move> = moves
+            .into_iter()
+            .map(|(target, source, size_bytes)| Move {
+                target: MEMORY_START + target,
+                source: MEMORY_START + source,
+                // Up to the stage.
+                size_bytes: size_bytes.min(0x4_0000 - target.max(source)),
+            })
+            .collect();
+        let mut expected = machine.memory.clone();
+        for copy in &moves {
+            let at = |address: u64| usize::try_from(address - MEMORY_START).unwrap();
+            expected.copy_within(at(copy.source)..at(copy.source + copy.size_bytes), at(copy.target));
+        }
+        let block = abi::encode(&header, &[], &moves, &[]).unwrap();
+        let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
+        prop_assert_eq!(timeline.moves, moves.len() as u64);
         prop_assert!(machine.memory == expected);
     }
 
