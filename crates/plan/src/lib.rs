@@ -9,8 +9,9 @@
 //! 2. [`stage`]: from the layout, the digests and what is known of the console and of PSCI to the bytes
 //!    of the relocator's stage: program, hand-off, translation tables.
 //!
-//! Beside them, [`kexec_cost`]: what the system call that starts the hand-over will cost, and where it
-//! must not be made.
+//! Between them, [`moves`] puts the copies that are left for the relocator in an order in which none
+//! overwrites what another has yet to read. Beside them, [`kexec_cost`]: what the system call that starts
+//! the hand-over will cost, and where it must not be made.
 #![forbid(unsafe_code)]
 
 pub mod kexec_cost;

@@ -152,6 +152,12 @@ pub enum MovesError {
         /// Size of the unit, bytes.
         unit_bytes: u64,
     },
+    /// No order was found, and there must be one.
+    #[error("a bug in the planner of moves: no order for the copies near {at}; please report it")]
+    Bug {
+        /// A target among those that are left.
+        at: PhysAddr,
+    },
 }
 
 /// Puts copies in an order in which, made one after the other, they do what all of them at once would.
@@ -160,7 +166,8 @@ pub enum MovesError {
 /// copy are at the same offset modulo it. `spare` is written if there are cycles: at most its first
 /// `unit_bytes` bytes, and it must overlap neither a source nor a target.
 ///
-/// Copies to where the bytes already are vanish. What is returned may join parts of different copies.
+/// Copies to where the bytes already are vanish. What is returned may join parts of different copies. How many
+/// copies a hand-off holds is not looked at here (`kleap_relocator::abi::MOVES_MAX`).
 ///
 /// # Errors
 /// [`MovesError`]. With [`MovesError::NoSpare`], the same copies can be put in order if spare memory is given.
@@ -558,7 +565,13 @@ impl<'a> Sequence<'a> {
             } else if let Some((first, last)) = self.longest_free_stretch() {
                 self.make_stretch(first, last, spare);
             } else {
-                break; // nothing is left
+                // Cannot be, see the module's proof. If it could, an order with something left out would
+                // be found out only by the digests, when the old kernel is gone.
+                let run = component.first().copied().unwrap_or_default();
+                let at = self.graph.steps[self.graph.run_starts[run]].target;
+                return Err(MovesError::Bug {
+                    at: PhysAddr::new(at),
+                });
             }
         }
         for &run in component {
