@@ -155,7 +155,7 @@ must kleap load $image --command-line x
 must kleap unload
 [ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
 must kleap load $image --command-line x
-rm /dev/kleap/pages/*
+rm /dev/kleap/pages-2048/*
 run kleap exec
 [ $code = 8 ] || finish fail "exec without a payload ended with $code"
 echo 7 >/dev/kleap/state.json

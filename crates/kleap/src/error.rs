@@ -43,6 +43,8 @@ pub(crate) enum Failure {
     KnownBug {
         message: String,
         remedy: &'static str,
+        /// It is about memory, and there may be more of it later.
+        is_memory: bool,
     },
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -76,6 +78,9 @@ impl Failure {
             | Self::Input { .. }
             | Self::DeviceTree { .. }
             | Self::CommandLine { .. } => 3,
+            Self::KnownBug {
+                is_memory: true, ..
+            } => 6,
             Self::Unsupported(_)
             | Self::KnownBug { .. }
             | Self::Linux(Linux::NoKexec | Linux::NoHugePages { .. } | Linux::Architecture(_)) => 4,
@@ -93,6 +98,17 @@ impl Failure {
             Self::Changed(_) => 8,
             Self::Linux(_) | Self::Stage(_) | Self::State { .. } | Self::Output(_) => 1,
         }
+    }
+
+    /// Whether a larger stage may help.
+    pub(crate) fn is_stage_too_large(&self) -> bool {
+        matches!(self, Self::Stage(StageError::TooLarge { .. }))
+    }
+
+    /// Whether the kernel refuses `kexec_load(2)` for a reason that `kexec_file_load(2)` need not share.
+    pub(crate) fn leaves_file_load(&self) -> bool {
+        use kleap_linux::Error as Linux;
+        matches!(self, Self::Linux(Linux::NoKexec | Linux::Refused(_)))
     }
 
     /// What the user can do.

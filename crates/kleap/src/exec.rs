@@ -6,15 +6,18 @@
 //! `reboot(2)` nothing is allocated any more.
 
 use crate::error::Failure;
-use crate::machine::{self, Devices};
-use crate::payload::{Loaded, check_addresses, digest};
+use crate::machine::{self, Devices, Memory};
+use crate::payload::{Files, Loaded};
 use crate::store::Store;
 use crate::{ExecArguments, output, units};
-use kleap_linux::{counter, facts, kexec, reboot};
-use kleap_plan::{Stage, StageInput};
+use kleap_linux::pagemap::Pagemap;
+use kleap_linux::pin::Pin;
+use kleap_linux::{counter, facts, kexec, pageflags, reboot};
+use kleap_memmap::PhysRanges;
+use kleap_plan::{Layout, Stage, StageInput, Strategy};
 
-/// The stage for what is loaded.
-pub(crate) fn stage(loaded: &Loaded, exec_requested: u64) -> Result<Stage, Failure> {
+/// The stage for what is loaded; its times are not in it yet ([`Stage::stamp`]).
+pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> {
     let tree = machine::device_tree()?;
     let devices = Devices::find(&tree);
     Ok(kleap_plan::stage::prepare(&StageInput {
@@ -29,9 +32,68 @@ pub(crate) fn stage(loaded: &Loaded, exec_requested: u64) -> Result<Stage, Failu
         uart: devices.uart,
         psci: devices.psci,
         redistributors: &devices.redistributors,
-        exec_requested,
-        exec_prepared: counter::now().unwrap_or(0),
+        mappable: &memory.mappable(loaded.layout.owned()),
     })?)
+}
+
+/// The layout with every page where it is now. Says so if one has moved.
+pub(crate) fn current_layout(
+    loaded: &Loaded,
+    files: &Files,
+    memory: &Memory,
+) -> Result<Layout, Failure> {
+    let pagemap = Pagemap::open()?;
+    let layout = loaded
+        .layout
+        .repaired(&memory.plain, |file, offset_bytes| {
+            files.address(&pagemap, file, offset_bytes)
+        })
+        .map_err(|failure: Failure| match failure {
+            Failure::Layout(error) => Failure::Changed(format!(
+                "the kernel has moved pages of the payload, and they cannot be used where they are: {error}"
+            )),
+            failure => failure,
+        })?;
+    if layout != loaded.layout {
+        let unit_bytes = layout.unit_bytes;
+        let units = |layout: &Layout| -> Vec<u64> {
+            layout
+                .owned()
+                .flat_map(|part| {
+                    let start = part.address.as_u64();
+                    (0..part.size_bytes / unit_bytes).map(move |unit| start + unit * unit_bytes)
+                })
+                .collect()
+        };
+        let (before, now) = (units(&loaded.layout), units(&layout));
+        let moved = before.iter().zip(&now).filter(|(a, b)| a != b).count() as u64;
+        output::warn(&format!(
+            "warning: the kernel has moved {} of the payload since it was loaded; the hand-over was planned \
+             again",
+            units::bytes(moved * unit_bytes)
+        ));
+    }
+    Ok(layout)
+}
+
+/// Refuses memory that the kernel has found to be bad.
+fn check_memory(layout: &Layout) -> Result<(), Failure> {
+    let used: PhysRanges = layout
+        .places()
+        .map(|place| place.target)
+        .chain([layout.stage])
+        .chain(layout.spare)
+        .chain(layout.owned().map(|part| part.range()))
+        .collect();
+    for range in &used {
+        // A kernel that does not show its pages' flags cannot be asked.
+        if let Ok(true) = pageflags::is_hwpoisoned(*range) {
+            return Err(Failure::Changed(format!(
+                "the kernel has found bad memory in {range}, which the hand-over needs"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// `kleap exec`.
@@ -40,10 +102,24 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     machine::check()?;
     let store = Store::open()?;
     let loaded = store.loaded()?.ok_or(Failure::NothingLoaded)?;
-    let file = store.pages(&loaded)?;
-    check_addresses(&file, &loaded.layout)?;
+    if loaded.strategy == Strategy::Kernel {
+        return exec_by_kernel(&loaded);
+    }
+    let files = store.files(&loaded)?;
+    // From here on nothing moves any more, where the kernel allows that; what has moved is found below.
+    let pin = Pin::new(&files.regions(&loaded.layout));
+    if let Err(error) = &pin {
+        output::warn(&format!("warning: {error}"));
+    }
+    let tree = machine::device_tree()?;
+    let memory = Memory::find(&tree)?;
+    let loaded = Loaded {
+        layout: current_layout(&loaded, &files, &memory)?,
+        ..loaded
+    };
+    check_memory(&loaded.layout)?;
     for (name, place, content) in loaded.pieces() {
-        let found = digest(&file, place, content.size_bytes);
+        let found = files.digest(place, content.size_bytes);
         if found != content.crc32c {
             return Err(Failure::Changed(format!(
                 "the {name} is damaged in memory: CRC32C {found:#010x}, was {:#010x} when loaded",
@@ -52,31 +128,29 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         }
     }
     #[cfg(feature = "fault-injection")]
-    let file = fault::inject_into_payload(arguments, &loaded, file);
+    let files = fault::inject_into_payload(arguments, &loaded, files);
     #[cfg(not(feature = "fault-injection"))]
     let ExecArguments {} = arguments;
 
     // Whatever is slow, or can fail, or can be interrupted comes before `kexec_load`: between that and
     // `reboot` there is nothing.
-    let plan = stage(&loaded, exec_requested)?.summary;
-    if kexec::is_loaded() == Some(true) {
+    machine::kexec_cost()?.check(true)?;
+    let mut stage = stage(&loaded, &memory)?;
+    if !loaded.early && kexec::is_loaded() == Some(true) {
         output::note("kleap: replacing the kernel that another program has loaded for kexec");
     }
-    output::note(&format!(
-        "kleap: entering {}: moving {}, verifying {}, {} translation tables",
-        output::printable(
-            loaded
-                .kernel_banner
-                .as_deref()
-                .unwrap_or(&loaded.kernel_path)
+    let plan = &stage.summary;
+    announce(
+        &loaded,
+        &format!(
+            "moving {}, verifying {}, {} translation tables",
+            units::bytes(plan.moved_bytes),
+            units::bytes(plan.verified_bytes),
+            plan.tables,
         ),
-        units::bytes(plan.moved_bytes),
-        units::bytes(plan.verified_bytes),
-        plan.tables,
-    ));
+    );
     reboot::sync();
-    #[allow(unused_mut, reason = "changed by the variant for tests only")]
-    let mut stage = stage(&loaded, exec_requested)?;
+    stage.stamp(exec_requested, counter::now().unwrap_or(0))?;
     #[cfg(feature = "fault-injection")]
     fault::inject_into_stage(arguments, &mut stage);
     store.mark_exec()?;
@@ -88,12 +162,47 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         Ok(()) => reboot::kexec().into(),
         Err(error) => error.into(),
     };
-    // Still here: nothing was handed over, so nothing stays loaded in the kernel.
-    drop(file);
-    if let Err(unload) = store.unmark_exec() {
+    // Still here: nothing was handed over, so nothing stays loaded in the kernel but what was there before.
+    drop((pin, files));
+    let undone = if loaded.early {
+        store.keep_exec()
+    } else {
+        store.unmark_exec()
+    };
+    if let Err(unload) = undone {
         output::warn(&format!("and the kernel keeps what it was given: {unload}"));
     }
     Err(error)
+}
+
+fn announce(loaded: &Loaded, what: &str) {
+    let name = loaded
+        .kernel_banner
+        .as_deref()
+        .unwrap_or(&loaded.kernel_path);
+    output::note(&format!(
+        "kleap: entering {}: {what}",
+        output::printable(name)
+    ));
+}
+
+/// The kernel has everything already, and shows nothing of it: there is nothing to check.
+fn exec_by_kernel(loaded: &Loaded) -> Result<(), Failure> {
+    if kexec::is_loaded() == Some(false) {
+        return Err(Failure::Changed(
+            "the kernel no longer has what was loaded".into(),
+        ));
+    }
+    let total: u64 = loaded
+        .pieces()
+        .map(|(_, _, content)| content.size_bytes)
+        .sum();
+    announce(
+        loaded,
+        &format!("the kernel copies {} to their places", units::bytes(total)),
+    );
+    reboot::sync();
+    Err(reboot::kexec().into())
 }
 
 #[cfg(feature = "fault-injection")]
@@ -102,9 +211,7 @@ pub(crate) use fault::Fault;
 /// Test only: damages what was checked, between the last check and the hand-over.
 #[cfg(feature = "fault-injection")]
 mod fault {
-    use super::{ExecArguments, Loaded};
-    use crate::payload::parts;
-    use kleap_linux::hugepages::PageFile;
+    use super::{ExecArguments, Files, Loaded};
     use kleap_plan::Stage;
     use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff};
     use std::str::FromStr;
@@ -157,30 +264,30 @@ mod fault {
     pub(crate) fn inject_into_payload(
         arguments: &ExecArguments,
         loaded: &Loaded,
-        mut file: PageFile,
-    ) -> PageFile {
+        mut files: Files,
+    ) -> Files {
         let Some(Fault::Piece {
             piece,
             offset_bytes,
         }) = &arguments.inject_fault
         else {
-            return file;
+            return files;
         };
         for (name, place, content) in loaded.pieces() {
             let mut before = 0;
-            for (index, from, to) in parts(place, content.size_bytes, file.page_size_bytes()) {
-                let length = (to - from) as u64;
+            let Ok(()) = files.write(place, content.size_bytes, |part| {
+                let length = part.len() as u64;
                 if name == piece && (before..before + length).contains(offset_bytes) {
-                    let at = from + usize::try_from(offset_bytes - before).unwrap_or(0);
-                    file.page_mut(index)[at] ^= 1;
+                    part[usize::try_from(offset_bytes - before).unwrap_or(0)] ^= 1;
                     say(&format!(
                         "flipped a bit of byte {offset_bytes} of the {name}"
                     ));
                 }
                 before += length;
-            }
+                Ok::<(), std::convert::Infallible>(())
+            });
         }
-        file
+        files
     }
 
     pub(crate) fn inject_into_stage(arguments: &ExecArguments, stage: &mut Stage) {

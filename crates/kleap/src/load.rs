@@ -6,45 +6,24 @@
 
 use crate::cpu::{Support, page_size_support};
 use crate::error::Failure;
-use crate::exec;
 use crate::machine::{self, Devices, Memory};
-use crate::payload::{Content, Loaded, parts};
-use crate::store::{NewPayload, PAGE_SIZE_BYTES, Store};
-use crate::{LoadArguments, output, units};
+use crate::payload::{Content, Files, Loaded};
+use crate::place::{self, Placed};
+use crate::store::Store;
+use crate::{LoadArguments, exec, hold, output, units};
 use kleap_devicetree::{MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
 use kleap_image::Kernel;
-use kleap_linux::hugepages::PageFile;
-use kleap_linux::pagemap::Pagemap;
-use kleap_linux::{counter, facts};
-use kleap_memmap::{PhysRange, PhysRanges};
-use kleap_plan::{Layout, LayoutError, Owned, Place, Requirements, Strategy, layout};
+use kleap_linux::{facts, kexec};
+use kleap_memmap::PhysRange;
+use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
+use kleap_plan::{Layout, Place, Requirements, Strategy, layout};
 use kleap_relocator::{crc32c, timeline};
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Most bytes of an initrd.
 const INITRD_MAX_BYTES: u64 = 16 << 30;
-/// How far the search for contiguous runs goes, where `auto` can fall back to moving: at most this many
-/// times what is needed, and this part of the available memory.
-const SEARCH_AUTO: Search = Search {
-    factor: 3,
-    available_percent: 50,
-};
-/// And where it cannot, because only `in-place` will do.
-const SEARCH_IN_PLACE: Search = Search {
-    factor: 16,
-    available_percent: 80,
-};
-/// In so many steps.
-const SEARCH_STEPS: u64 = 8;
-
-/// Limits of a search.
-struct Search {
-    factor: u64,
-    available_percent: u64,
-}
 
 fn input_error(path: &Path, what: impl ToString) -> Failure {
     Failure::Input {
@@ -177,134 +156,63 @@ fn secure_boot() -> SecureBoot {
     }
 }
 
-/// Every page of the file with its address.
-fn owned(file: &PageFile, pagemap: &Pagemap) -> Result<Vec<Owned>, Failure> {
-    (0..file.pages())
-        .map(|index| {
-            Ok(Owned {
-                address: file.address(pagemap, index)?,
-                index,
-            })
-        })
-        .collect()
-}
-
-/// Whether a page lies where the next kernel will find ordinary memory.
-fn is_usable(page: &Owned, usable: &PhysRanges) -> bool {
-    PhysRange::from_size(page.address, PAGE_SIZE_BYTES)
-        .is_ok_and(|range| usable.contains_range(range))
-}
-
-/// Gets pages, and more pages, until there is a place for everything.
-fn find_places(
-    store: &Store,
-    requirements: &Requirements,
-    strategy: Strategy,
-    memory: &Memory,
-) -> Result<(NewPayload, Layout), Failure> {
-    let pages_for = |bytes: u64| bytes.div_ceil(PAGE_SIZE_BYTES);
-    let needed = pages_for(requirements.text_offset_bytes + requirements.image_size_bytes)
-        + pages_for(requirements.initrd_bytes)
-        + 2;
-    let (_, available_bytes) = facts::memory_bytes()?;
-    let pool_bytes = store.pool().available()? * PAGE_SIZE_BYTES;
-    let available = (available_bytes + pool_bytes) / PAGE_SIZE_BYTES;
-    if needed > available {
-        return Err(Failure::Memory {
-            needed_bytes: needed * PAGE_SIZE_BYTES,
-            available_bytes: available * PAGE_SIZE_BYTES,
-        });
-    }
-    let search = match strategy {
-        Strategy::InPlace => SEARCH_IN_PLACE,
-        Strategy::Auto | Strategy::Relocate => SEARCH_AUTO,
-    };
-    let most = needed.max((needed * search.factor).min(available / 100 * search.available_percent));
-    let step = (most - needed).div_ceil(SEARCH_STEPS).max(1);
-
-    let count = |pages: u64| {
-        usize::try_from(pages).map_err(|_| Failure::Memory {
-            needed_bytes: pages.saturating_mul(PAGE_SIZE_BYTES),
-            available_bytes,
-        })
-    };
-    let mut payload = store.create(count(needed)?)?;
-    let pagemap = Pagemap::open()?;
-    // While there is more to be had, `auto` behaves like `in-place`.
-    let first = if strategy == Strategy::Auto {
-        Strategy::InPlace
-    } else {
-        strategy
-    };
-    let mut total = needed;
-    loop {
-        let mut pages = owned(payload.file()?, &pagemap)?;
-        pages.retain(|page| is_usable(page, &memory.usable));
-        let choose = |strategy| {
-            layout::choose(
-                &pages,
-                PAGE_SIZE_BYTES,
-                &memory.plain,
-                requirements,
-                strategy,
-            )
-        };
-        match choose(first) {
-            Ok(layout) => return Ok((payload, layout)),
-            Err(error @ (LayoutError::NoRun { .. } | LayoutError::TooFewPages { .. })) => {
-                let added = store.extend(&mut payload, step.min(most - total))?;
-                total += added;
-                if added == 0 {
-                    // There is no more to be had: move what has no place, or say so.
-                    return match (error, strategy) {
-                        (LayoutError::NoRun { .. }, Strategy::Auto) => {
-                            Ok((payload, choose(Strategy::Auto)?))
-                        }
-                        (error, _) => Err(error.into()),
-                    };
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn write_bytes(file: &mut PageFile, place: &Place, bytes: &[u8]) -> Content {
-    let mut rest = bytes;
-    for (index, from, to) in parts(place, bytes.len() as u64, file.page_size_bytes()) {
-        let (now, later) = rest.split_at(to - from);
-        file.page_mut(index)[from..to].copy_from_slice(now);
-        rest = later;
-    }
+fn content_of(bytes: &[u8]) -> Content {
     Content {
         size_bytes: bytes.len() as u64,
         crc32c: crc32c::update_on_host(0, bytes),
     }
 }
 
+fn write_bytes(files: &mut Files, place: &Place, bytes: &[u8]) -> Content {
+    let mut rest = bytes;
+    let Ok(()) = files.write(place, bytes.len() as u64, |part| {
+        let (now, later) = rest.split_at(part.len().min(rest.len()));
+        part[..now.len()].copy_from_slice(now);
+        rest = later;
+        Ok::<(), std::convert::Infallible>(())
+    });
+    content_of(bytes)
+}
+
+/// Checks that an initrd that was read to its size has nothing after it.
+fn check_end(initrd: &mut Initrd) -> Result<(), Failure> {
+    match initrd.file.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(input_error(&initrd.path, "grew while it was read")),
+        Err(error) => Err(input_error(&initrd.path, error)),
+    }
+}
+
 /// Reads the initrd straight into its pages.
-fn write_initrd(
-    file: &mut PageFile,
-    place: &Place,
-    initrd: &mut Initrd,
-) -> Result<Content, Failure> {
+fn write_initrd(files: &mut Files, place: &Place, initrd: &mut Initrd) -> Result<Content, Failure> {
     let mut crc = 0;
-    for (index, from, to) in parts(place, initrd.size_bytes, file.page_size_bytes()) {
-        let part = &mut file.page_mut(index)[from..to];
+    files.write(place, initrd.size_bytes, |part| {
         initrd
             .file
             .read_exact(part)
             .map_err(|error| input_error(&initrd.path, error))?;
         crc = crc32c::update_on_host(crc, part);
+        Ok::<(), Failure>(())
+    })?;
+    check_end(initrd)?;
+    Ok(Content {
+        size_bytes: initrd.size_bytes,
+        crc32c: crc,
+    })
+}
+
+/// Reads the initrd into memory that the kernel will copy.
+fn read_initrd(initrd: &mut Initrd) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    (&mut initrd.file)
+        .take(initrd.size_bytes)
+        .read_to_end(&mut bytes)
+        .map_err(|error| input_error(&initrd.path, error))?;
+    if bytes.len() as u64 != initrd.size_bytes {
+        return Err(input_error(&initrd.path, "shrank while it was read"));
     }
-    match initrd.file.read(&mut [0]) {
-        Ok(0) => Ok(Content {
-            size_bytes: initrd.size_bytes,
-            crc32c: crc,
-        }),
-        Ok(_) => Err(input_error(&initrd.path, "grew while it was read")),
-        Err(error) => Err(input_error(&initrd.path, error)),
-    }
+    check_end(initrd)?;
+    Ok(bytes)
 }
 
 /// The device tree for the next kernel, and where the timeline is in it.
@@ -343,113 +251,316 @@ fn next_tree(
     Ok((dtb, value.start as u64))
 }
 
+/// What is to be loaded, read and checked.
+struct Payload<'a> {
+    arguments: &'a LoadArguments,
+    kernel: Kernel,
+    initrd: Option<Initrd>,
+    tree: Tree,
+    tree_path: PathBuf,
+    command_line: String,
+    memory: Memory,
+}
+
+impl<'a> Payload<'a> {
+    /// Reads everything, and refuses what can be refused; takes no huge page.
+    fn read(arguments: &'a LoadArguments) -> Result<Self, Failure> {
+        let kernel = read_kernel(&arguments.image)?;
+        check_page_size(&kernel, &arguments.image)?;
+        if kernel.placement() == kleap_image::Placement::NearDramBase {
+            return Err(Failure::Unsupported(format!(
+                "{}: from before Linux 4.6, which loses all memory below the place it is put at",
+                arguments.image.display()
+            )));
+        }
+        let initrd = arguments.initrd.as_deref().map(Initrd::open).transpose()?;
+        let own_tree = machine::device_tree()?;
+        let memory = Memory::find(&own_tree)?;
+        for warning in Devices::find(&own_tree).warnings {
+            output::warn(&format!("warning: {warning}"));
+        }
+        let (tree, tree_path) = match &arguments.dtb {
+            None => (own_tree, PathBuf::from(facts::DEVICE_TREE_PATH)),
+            Some(path) => {
+                let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)
+                    .map_err(|error| input_error(path, reason(&error)))?;
+                let mut tree = Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
+                    path: path.clone(),
+                    what: error.to_string(),
+                })?;
+                tree.carry_efi(&own_tree);
+                (tree, path.clone())
+            }
+        };
+        let command_line = command_line(arguments, &tree)?;
+        Ok(Self {
+            arguments,
+            kernel,
+            initrd,
+            tree,
+            tree_path,
+            command_line,
+            memory,
+        })
+    }
+
+    fn requirements(&self, stage_bytes: u64) -> Requirements {
+        Requirements {
+            image_file_bytes: self.kernel.image_bytes().len() as u64,
+            image_size_bytes: self.kernel.image_size_bytes(),
+            text_offset_bytes: self.kernel.text_offset_bytes(),
+            initrd_bytes: self.initrd.as_ref().map_or(0, |initrd| initrd.size_bytes),
+            device_tree_bytes: kleap_devicetree::MAX_DTB_BYTES as u64,
+            stage_bytes,
+        }
+    }
+
+    /// The tree for the next kernel, whose initrd will be at its place.
+    fn next_tree(
+        &self,
+        layout: &Layout,
+        initrd: Option<Content>,
+    ) -> Result<(Vec<u8>, u64), Failure> {
+        let range = layout
+            .initrd
+            .as_ref()
+            .zip(initrd)
+            .and_then(|(place, content)| {
+                PhysRange::from_size(place.start(), content.size_bytes).ok()
+            });
+        next_tree(
+            self.tree.clone(),
+            &self.tree_path,
+            &self.command_line,
+            range,
+        )
+    }
+
+    /// The note of what is loaded.
+    fn note(&self, layout: Layout, contents: Contents) -> Result<Loaded, Failure> {
+        let arguments = self.arguments;
+        Ok(Loaded {
+            boot_id: facts::boot_id()?,
+            generation: 0,
+            payload: String::new(),
+            files: Vec::new(),
+            pinned_by: None,
+            early: false,
+            layout,
+            strategy: arguments.strategy.into(),
+            kernel_path: arguments.image.display().to_string(),
+            kernel_banner: self.kernel.banner().map(str::to_owned),
+            image_size_bytes: self.kernel.image_size_bytes(),
+            kernel_page_size_bytes: self.kernel.page_size().map(kleap_image::PageSize::bytes),
+            command_line: self.command_line.clone(),
+            image: contents.image,
+            initrd_path: arguments
+                .initrd
+                .as_ref()
+                .map(|path| path.display().to_string()),
+            initrd: contents.initrd,
+            device_tree: contents.device_tree,
+            timeline_offset_bytes: contents.timeline_offset_bytes,
+        })
+    }
+}
+
+/// The pieces as they were written.
+struct Contents {
+    image: Content,
+    initrd: Option<Content>,
+    device_tree: Content,
+    timeline_offset_bytes: u64,
+}
+
+/// Loads into huge pages of ours.
+fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failure> {
+    let strategy: Strategy = payload.arguments.strategy.into();
+    let mut new = store.create()?;
+    let try_stage = |layout: &Layout| {
+        let (image, initrd) = (payload.kernel.image_bytes().len(), &payload.initrd);
+        let content = |size_bytes| Content {
+            size_bytes,
+            crc32c: 0,
+        };
+        let trial = payload.note(
+            layout.clone(),
+            Contents {
+                image: content(image as u64),
+                initrd: initrd.as_ref().map(|initrd| content(initrd.size_bytes)),
+                device_tree: content(kleap_devicetree::MAX_DTB_BYTES as u64),
+                timeline_offset_bytes: 0,
+            },
+        )?;
+        exec::stage(&trial, &payload.memory).map(|_| ())
+    };
+    let Placed { layout, pin } = place::find(
+        store,
+        &mut new,
+        &payload.requirements(place::STAGE_BYTES),
+        strategy,
+        &payload.memory,
+        try_stage,
+    )?;
+    let (name, generation) = (new.name.clone(), new.generation);
+    let mut files = new.into_files()?;
+    let image = write_bytes(&mut files, &layout.image, payload.kernel.image_bytes());
+    let initrd = match (&mut payload.initrd, &layout.initrd) {
+        (Some(initrd), Some(place)) => Some(write_initrd(&mut files, place, initrd)?),
+        _ => None,
+    };
+    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
+    let device_tree = write_bytes(&mut files, &layout.device_tree, &dtb);
+    let mut loaded = payload.note(
+        layout,
+        Contents {
+            image,
+            initrd,
+            device_tree,
+            timeline_offset_bytes,
+        },
+    )?;
+    loaded.generation = generation;
+    loaded.payload = name;
+    loaded.files = files.notes();
+    loaded.early = payload.arguments.early;
+    // What `exec` will do is tried out now, while there is nothing to lose.
+    let stage = exec::stage(&loaded, &payload.memory)?;
+    let holder = hold::start(&loaded);
+    loaded.pinned_by = holder
+        .as_ref()
+        .map(|(_, method)| *method)
+        .or(pin.as_ref().map(kleap_linux::pin::Pin::method))
+        .filter(|_| holder.is_some())
+        .map(|method| method.name().to_owned());
+    if loaded.early {
+        give_to_kernel(store, &stage)?;
+    }
+    store.commit(&loaded)?;
+    if loaded.early {
+        store.keep_exec()?;
+    }
+    if let Some((holder, _)) = holder {
+        hold::go(holder);
+    }
+    Ok(loaded)
+}
+
+/// Gives the stage to the kernel, in a way that whoever finds this process dead takes it back.
+fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failure> {
+    store.mark_exec()?;
+    let segment = kexec::Segment {
+        start: stage.start,
+        bytes: &stage.bytes,
+    };
+    kexec::load(stage.start, &[segment]).inspect_err(|_| {
+        // What the kernel had before it still has.
+        let _ = store.keep_exec();
+    })?;
+    Ok(())
+}
+
+/// Gives all pieces to the kernel, which will copy them to their places.
+fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failure> {
+    let layout = layout::choose(
+        &[],
+        BASE_ALIGNMENT_BYTES,
+        &payload.memory.plain,
+        &payload.requirements(place::STAGE_BYTES),
+        Strategy::Kernel,
+    )?;
+    let initrd_bytes = payload.initrd.as_mut().map(read_initrd).transpose()?;
+    let initrd = initrd_bytes.as_deref().map(content_of);
+    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
+    let image_bytes = payload.kernel.image_bytes();
+    let mut loaded = payload.note(
+        layout,
+        Contents {
+            image: content_of(image_bytes),
+            initrd,
+            device_tree: content_of(&dtb),
+            timeline_offset_bytes,
+        },
+    )?;
+    loaded.early = true;
+    let stage = exec::stage(&loaded, &payload.memory)?;
+    let layout = &loaded.layout;
+    let mut segments = vec![
+        kexec::Segment {
+            start: layout.image.start(),
+            bytes: image_bytes,
+        },
+        kexec::Segment {
+            start: layout.device_tree.start(),
+            bytes: &dtb,
+        },
+        kexec::Segment {
+            start: stage.start,
+            bytes: &stage.bytes,
+        },
+    ];
+    if let (Some(place), Some(bytes)) = (&layout.initrd, &initrd_bytes) {
+        segments.push(kexec::Segment {
+            start: place.start(),
+            bytes,
+        });
+    }
+    store.mark_exec()?;
+    kexec::load(stage.start, &segments).inspect_err(|_| {
+        let _ = store.keep_exec();
+    })?;
+    loaded.generation = store.create()?.generation;
+    loaded.payload = format!("payload-{}", loaded.generation);
+    store.commit(&loaded)?;
+    store.keep_exec()?;
+    Ok(loaded)
+}
+
+/// Gives the files to `kexec_file_load(2)`: the kernel does everything, and nobody verifies.
+fn load_files(payload: &Payload<'_>) -> Result<(), Failure> {
+    use std::os::fd::AsFd;
+    let kernel = kexec::image_file(&payload.arguments.image, payload.kernel.image_bytes())?;
+    kexec::file_load(
+        kernel.as_fd(),
+        payload.initrd.as_ref().map(|initrd| initrd.file.as_fd()),
+        &payload.command_line,
+    )?;
+    Ok(())
+}
+
 /// `kleap load`.
 pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
-    machine::check()?;
-    let kernel = read_kernel(&arguments.image)?;
-    check_page_size(&kernel, &arguments.image)?;
-    if kernel.placement() == kleap_image::Placement::NearDramBase {
-        return Err(Failure::Unsupported(format!(
-            "{}: from before Linux 4.6, which loses all memory below the place it is put at",
-            arguments.image.display()
-        )));
-    }
-    let mut initrd = arguments.initrd.as_deref().map(Initrd::open).transpose()?;
-    let own_tree = machine::device_tree()?;
-    let memory = Memory::find(&own_tree)?;
-    for warning in Devices::find(&own_tree).warnings {
-        output::warn(&format!("warning: {warning}"));
-    }
-    let (tree, tree_path) = match &arguments.dtb {
-        None => (own_tree, PathBuf::from(facts::DEVICE_TREE_PATH)),
-        Some(path) => {
-            let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)
-                .map_err(|error| input_error(path, reason(&error)))?;
-            let mut tree = Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
-                path: path.clone(),
-                what: error.to_string(),
-            })?;
-            tree.carry_efi(&own_tree);
-            (tree, path.clone())
+    let strategy: Strategy = arguments.strategy.into();
+    if let Err(refusal) = machine::check() {
+        // The last resort: a kernel that takes nothing but files.
+        if strategy != Strategy::Kernel || !refusal.leaves_file_load() || !kexec::has_file_load() {
+            return Err(refusal);
         }
-    };
-    let command_line = command_line(arguments, &tree)?;
-    let requirements = Requirements {
-        image_file_bytes: kernel.image_bytes().len() as u64,
-        image_size_bytes: kernel.image_size_bytes(),
-        text_offset_bytes: kernel.text_offset_bytes(),
-        initrd_bytes: initrd.as_ref().map_or(0, |initrd| initrd.size_bytes),
-        device_tree_bytes: kleap_devicetree::MAX_DTB_BYTES as u64,
-        stage_bytes: PAGE_SIZE_BYTES,
-    };
-
+        let payload = Payload::read(arguments)?;
+        if arguments.dtb.is_some() {
+            return Err(Failure::Unsupported(
+                "kexec_file_load(2), the only way that this kernel allows, takes no device tree"
+                    .into(),
+            ));
+        }
+        load_files(&payload)?;
+        output::warn(&format!(
+            "warning: {refusal}: loaded by kexec_file_load(2) instead; the kernel places and copies everything, \
+             and nobody verifies it"
+        ));
+        return Ok(());
+    }
+    let mut payload = Payload::read(arguments)?;
+    let cost = machine::kexec_cost()?;
+    cost.check(arguments.early || strategy == Strategy::Kernel)?;
     let store = Store::open()?;
-    let strategy = arguments.strategy.into();
-    let placed =
-        find_places(&store, &requirements, strategy, &memory).and_then(|(mut payload, layout)| {
-            let file = payload.file()?;
-            let image = write_bytes(file, &layout.image, kernel.image_bytes());
-            let initrd_content = match (&mut initrd, &layout.initrd) {
-                (Some(initrd), Some(place)) => Some(write_initrd(file, place, initrd)?),
-                _ => None,
-            };
-            let initrd_range =
-                layout
-                    .initrd
-                    .as_ref()
-                    .zip(initrd_content)
-                    .and_then(|(place, content)| {
-                        PhysRange::from_size(place.start(), content.size_bytes).ok()
-                    });
-            let (dtb, timeline_offset_bytes) =
-                next_tree(tree, &tree_path, &command_line, initrd_range)?;
-            let device_tree = write_bytes(file, &layout.device_tree, &dtb);
-
-            let used: BTreeSet<usize> = layout.pages().map(|page| page.index).collect();
-            for index in (0..file.pages()).filter(|index| !used.contains(index)) {
-                file.release(index..index + 1)?;
-            }
-            let loaded = Loaded {
-                boot_id: facts::boot_id()?,
-                generation: payload.generation,
-                file_pages: payload.file()?.pages(),
-                payload: payload.name,
-                layout,
-                strategy,
-                kernel_path: arguments.image.display().to_string(),
-                kernel_banner: kernel.banner().map(str::to_owned),
-                image_size_bytes: kernel.image_size_bytes(),
-                kernel_page_size_bytes: kernel.page_size().map(kleap_image::PageSize::bytes),
-                command_line,
-                image,
-                initrd_path: arguments
-                    .initrd
-                    .as_ref()
-                    .map(|path| path.display().to_string()),
-                initrd: initrd_content,
-                device_tree,
-                timeline_offset_bytes,
-            };
-            // What `exec` will do is tried out now, while there is nothing to lose.
-            let stage = exec::stage(&loaded, counter::now().unwrap_or(0))?;
-            store.commit(&loaded)?;
-            Ok((loaded, stage.summary))
-        });
-    match placed {
-        Ok((loaded, summary)) => {
-            let how = if loaded.layout.is_in_place() {
-                "in place: nothing will be moved".to_owned()
-            } else {
-                format!(
-                    "{} will be moved at hand-over",
-                    units::bytes(summary.moved_bytes)
-                )
-            };
-            let total = loaded
-                .pieces()
-                .map(|(_, _, content)| content.size_bytes)
-                .sum();
-            output::note(&format!("kleap: loaded {}, {how}", units::bytes(total)));
+    let loaded = match strategy {
+        Strategy::Kernel => load_by_kernel(&mut payload, &store),
+        _ => load_owned(&mut payload, &store),
+    };
+    match loaded {
+        Ok(loaded) => {
+            report(&loaded, &payload.memory, &cost);
             Ok(())
         }
         Err(failure) => {
@@ -460,6 +571,36 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
             }
             Err(failure)
         }
+    }
+}
+
+/// Says what was loaded, and what it will cost.
+fn report(loaded: &Loaded, memory: &Memory, cost: &machine::KexecCost) {
+    let total: u64 = loaded
+        .pieces()
+        .map(|(_, _, content)| content.size_bytes)
+        .sum();
+    let moved_bytes = exec::stage(loaded, memory).map_or(0, |stage| stage.summary.moved_bytes);
+    let how = if loaded.strategy == Strategy::Kernel {
+        "by the kernel, which will copy all of it at hand-over".to_owned()
+    } else if moved_bytes == 0 {
+        "in place: nothing will be moved".to_owned()
+    } else {
+        format!(
+            "{} of it will be moved at hand-over",
+            units::bytes(moved_bytes)
+        )
+    };
+    let pinned = match &loaded.pinned_by {
+        Some(method) => format!(", pinned by {method}"),
+        None => String::new(),
+    };
+    output::note(&format!(
+        "kleap: loaded {}, {how}{pinned}",
+        units::bytes(total)
+    ));
+    if let Some(cost) = cost.sentence(loaded.early) {
+        output::note(&format!("kleap: {cost}"));
     }
 }
 

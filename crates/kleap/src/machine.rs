@@ -1,10 +1,12 @@
 //! What is known of this machine, gathered once for `load` and once more for `exec`.
 
 use crate::error::Failure;
+use crate::{output, units};
 use kleap_devicetree::{Conduit, Tree, UartKind};
 use kleap_linux::{facts, kexec};
 use kleap_memmap::{PhysRanges, iomem};
-use kleap_plan::Device;
+use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
+use kleap_plan::{Device, Owned};
 use kleap_relocator::abi;
 use std::path::Path;
 
@@ -16,6 +18,16 @@ pub(crate) fn device_tree() -> Result<Tree, Failure> {
         path: path.to_owned(),
         what: error.to_string(),
     })
+}
+
+fn iomem_failure(path: &Path, error: &iomem::IomemError) -> Failure {
+    match error {
+        iomem::IomemError::AddressesHidden => kleap_linux::Error::NoAddresses.into(),
+        error => Failure::Input {
+            path: path.to_owned(),
+            what: error.to_string(),
+        },
+    }
 }
 
 /// Where things may be.
@@ -33,13 +45,7 @@ impl Memory {
     pub(crate) fn find(tree: &Tree) -> Result<Self, Failure> {
         let path = Path::new(facts::IOMEM_PATH);
         let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
-        let entries = iomem::parse(&text).map_err(|error| match error {
-            iomem::IomemError::AddressesHidden => kleap_linux::Error::NoAddresses.into(),
-            error => Failure::Input {
-                path: path.to_owned(),
-                what: error.to_string(),
-            },
-        })?;
+        let entries = iomem::parse(&text).map_err(|error| iomem_failure(path, &error))?;
         let (mut usable, mut plain) = (
             iomem::system_ram(&entries),
             iomem::plain_system_ram(&entries),
@@ -55,6 +61,11 @@ impl Memory {
             plain.subtract(reserved.range);
         }
         Ok(Self { usable, plain })
+    }
+
+    /// What may be mapped as Normal memory: plain memory, and what we own.
+    pub(crate) fn mappable(&self, owned: impl Iterator<Item = Owned>) -> PhysRanges {
+        self.plain.union(&owned.map(|part| part.range()).collect())
     }
 }
 
@@ -138,25 +149,88 @@ fn uart_for_relocator(uart: &kleap_devicetree::Uart) -> Option<abi::Uart> {
     }
 }
 
-/// First kernel with the bug, and the first known to be without it: (major, minor).
-const LPA2_BUG: ((u32, u32), (u32, u32)) = ((6, 9), (7, 3));
+/// What `kexec_load(2)` itself will cost.
+#[derive(Debug, Clone)]
+pub(crate) struct KexecCost(pub(crate) kleap_plan::KexecCost);
 
-/// Major and minor version of a release such as `6.12.107+deb13-arm64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+/// Predicts it, from what the machine is now.
+pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
+    let path = Path::new(facts::IOMEM_PATH);
+    let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
+    let entries = iomem::parse(&text).map_err(|error| iomem_failure(path, &error))?;
+    let (release, _) = facts::kernel_release();
+    let (total_bytes, available_bytes) = facts::memory_bytes()?;
+    let input = KexecCostInput {
+        kernel: KernelVersion::parse(&release),
+        page_size_bytes: facts::page_size_bytes(),
+        compiled_virtual_address_bits: facts::configured_virtual_address_bits(),
+        virtual_address_bits: facts::virtual_address_bits(),
+        system_ram: &kexec_cost::linear_map_ranges(&entries),
+        command_line: &facts::command_line()?,
+        total_bytes,
+        available_bytes,
+    };
+    kexec_cost::predict(&input)
+        .map(KexecCost)
+        .map_err(|error| Failure::Unsupported(error.to_string()))
 }
 
-/// Whether `kexec_load` itself would crash the running kernel.
-///
-/// Kernels from 6.9 on that are built for 52-bit addresses copy the linear map from a wrong start; with
-/// 4 KiB pages on a CPU that has LPA2 they run into a null pointer (`trans_pgd_create_copy`). Seen on
-/// 6.12, not on 7.3; those between are taken to have it.
-fn has_lpa2_bug(release: &str, page_size_bytes: u64, virtual_address_bits: u32) -> bool {
-    let (first, fixed) = LPA2_BUG;
-    page_size_bytes == 4096
-        && virtual_address_bits == 52
-        && version(release).is_some_and(|version| version >= first && version < fixed)
+impl KexecCost {
+    /// Refuses what would crash the kernel.
+    fn check_crash(&self) -> Result<(), Failure> {
+        match self.0.refusal() {
+            Some(hazard @ Hazard::Lpa2Crash { .. }) => Err(Failure::KnownBug {
+                message: hazard.to_string(),
+                remedy: hazard.remedy(),
+                is_memory: false,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what must not be tried: what would crash the kernel, always; what does not fit in memory, if
+    /// `now` is when it happens. Before that, there may be more memory later: a warning.
+    pub(crate) fn check(&self, now: bool) -> Result<(), Failure> {
+        for hazard in &self.0.hazards {
+            let is_memory = matches!(hazard, Hazard::DoesNotFit { .. });
+            if hazard.is_refusal() && (now || !is_memory) {
+                return Err(Failure::KnownBug {
+                    message: hazard.to_string(),
+                    remedy: hazard.remedy(),
+                    is_memory,
+                });
+            }
+            if is_memory {
+                output::warn(&format!("warning: {hazard}; {}", hazard.remedy()));
+            }
+        }
+        Ok(())
+    }
+
+    /// One sentence about it; `None` if there is nothing to say.
+    pub(crate) fn sentence(&self, early: bool) -> Option<String> {
+        let bytes = self.0.bytes;
+        if bytes.at_most == 0 {
+            return None;
+        }
+        let when = if early {
+            "holds"
+        } else {
+            "will take, at exec,"
+        };
+        let much = if self.0.is_exact() {
+            units::bytes(bytes.at_most)
+        } else {
+            format!(
+                "{} to {}",
+                units::bytes(bytes.at_least),
+                units::bytes(bytes.at_most)
+            )
+        };
+        Some(format!(
+            "kexec_load(2) itself {when} {much} for a copy of this kernel's tables"
+        ))
+    }
 }
 
 /// Whether this machine can hand over at all, asked before anything is changed.
@@ -174,44 +248,5 @@ pub(crate) fn check() -> Result<(), Failure> {
             "big-endian kernels cannot be handed over".into(),
         ));
     }
-    let (release, _) = facts::kernel_release();
-    if has_lpa2_bug(
-        &release,
-        facts::page_size_bytes(),
-        facts::virtual_address_bits(),
-    ) {
-        return Err(Failure::KnownBug {
-            message: format!(
-                "kexec_load would crash this kernel ({release}): with 52-bit addresses on a CPU with \
-                 LPA2 it has a bug that was fixed by 7.3"
-            ),
-            remedy: "boot this kernel with arm64.nolva on its command line, or boot a kernel from 7.3 on",
-        });
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lpa2_bug_is_where_it_was_seen() {
-        for (release, page_size_bytes, bits, bug) in [
-            ("6.12.107+deb13-arm64", 4096, 52, true),
-            ("6.12.107+deb13-arm64", 4096, 48, false), // arm64.nolva, or no LPA2
-            ("6.12.107+deb13-arm64-16k", 16384, 52, false),
-            ("7.3.4+deb13-arm64", 4096, 52, false),
-            ("6.1.0-47-arm64", 4096, 48, false),
-            ("6.9.0", 4096, 52, true),
-            ("6.8.12", 4096, 52, false),
-            ("nonsense", 4096, 52, false),
-        ] {
-            assert_eq!(
-                has_lpa2_bug(release, page_size_bytes, bits),
-                bug,
-                "{release}"
-            );
-        }
-    }
+    kexec_cost()?.check_crash()
 }

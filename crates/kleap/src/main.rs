@@ -12,10 +12,12 @@
 mod cpu;
 mod error;
 mod exec;
+mod hold;
 mod load;
 mod machine;
 mod output;
 mod payload;
+mod place;
 mod report;
 mod status;
 mod store;
@@ -47,6 +49,12 @@ enum Action {
     Unload,
     /// On the next kernel: say where the time of the hand-over went
     Report(Format),
+    /// Keep the payload's pages pinned; started by `load`
+    #[command(hide = true)]
+    Hold {
+        /// What to hold
+        files: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +79,9 @@ struct LoadArguments {
     /// How the payload gets to its place
     #[arg(long, value_enum, default_value_t, value_name = "STRATEGY")]
     strategy: StrategyArgument,
+    /// Call kexec_load(2) now and not at exec, for `systemctl kexec` and whatever looks at kexec_loaded
+    #[arg(long)]
+    early: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -82,6 +93,8 @@ enum StrategyArgument {
     InPlace,
     /// All of it moved at hand-over
     Relocate,
+    /// No memory of our own: the running kernel takes all of it now, and copies it at hand-over
+    Kernel,
 }
 
 impl From<StrategyArgument> for Strategy {
@@ -90,6 +103,7 @@ impl From<StrategyArgument> for Strategy {
             StrategyArgument::Auto => Self::Auto,
             StrategyArgument::InPlace => Self::InPlace,
             StrategyArgument::Relocate => Self::Relocate,
+            StrategyArgument::Kernel => Self::Kernel,
         }
     }
 }
@@ -116,6 +130,7 @@ fn run(action: Action) -> Result<(), Failure> {
         Action::Status(format) => status::status(format.json),
         Action::Unload => load::unload(),
         Action::Report(format) => report::report(format.json),
+        Action::Hold { files } => hold::hold(&files),
     }
 }
 

@@ -3,9 +3,13 @@
 use crate::error::Failure;
 use kleap_linux::hugepages::PageFile;
 use kleap_linux::pagemap::Pagemap;
+use kleap_linux::pin::Region;
+use kleap_memmap::PhysAddr;
 use kleap_plan::{Layout, Owned, Place, Strategy};
 use kleap_relocator::crc32c;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// A piece's bytes as they were loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,15 @@ impl From<Content> for kleap_plan::stage::Content {
     }
 }
 
+/// A file of huge pages of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileNote {
+    /// Size of its pages, bytes.
+    pub(crate) page_size_bytes: u64,
+    /// Its pages, holes included, count.
+    pub(crate) pages: usize,
+}
+
 /// What is loaded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Loaded {
@@ -30,10 +43,14 @@ pub(crate) struct Loaded {
     pub(crate) boot_id: String,
     /// Number of the load, counted from 1 while something is loaded.
     pub(crate) generation: u64,
-    /// Name of the payload's file.
+    /// Name of the payload's files, one for each size of pages.
     pub(crate) payload: String,
-    /// Pages of that file, holes included, count.
-    pub(crate) file_pages: usize,
+    /// Those files, in the order in which the layout counts them.
+    pub(crate) files: Vec<FileNote>,
+    /// How the pages were pinned when the load ended; `None` if they could not be.
+    pub(crate) pinned_by: Option<String>,
+    /// Whether the kernel was given the stage, or the whole payload, by `load`.
+    pub(crate) early: bool,
     /// Where everything is.
     pub(crate) layout: Layout,
     /// What was asked for.
@@ -74,44 +91,212 @@ impl Loaded {
     }
 }
 
-/// The parts of `place`'s pages that hold `size_bytes` of content, in order: (page index, from, to).
-pub(crate) fn parts(
-    place: &Place,
-    size_bytes: u64,
-    page_size_bytes: usize,
-) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-    let page_bytes = page_size_bytes as u64;
+/// Where bytes of a payload are: a stretch of one page of one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    /// Number of the file.
+    pub(crate) file: usize,
+    /// Index of the page.
+    pub(crate) page: usize,
+    /// First byte in it.
+    pub(crate) from: usize,
+    /// Byte after the last.
+    pub(crate) to: usize,
+}
+
+/// The stretches that hold `size_bytes` of content of `place`, in order; `page_sizes` are those of the
+/// files, bytes.
+pub(crate) fn stretches(place: &Place, size_bytes: u64, page_sizes: &[u64]) -> Vec<Stretch> {
+    let mut found = Vec::new();
     let end = place.offset_bytes.saturating_add(size_bytes);
-    place
-        .pages
-        .iter()
-        .zip(0_u64..)
-        .filter_map(move |(page, number)| {
-            let first = number * page_bytes;
-            let from = place.offset_bytes.max(first) - first;
-            let to = end.min(first + page_bytes).checked_sub(first)?;
-            let (from, to) = (usize::try_from(from).ok()?, usize::try_from(to).ok()?);
-            (from < to && from < page_size_bytes).then_some((page.index, from, to))
-        })
+    let mut at: u64 = 0;
+    for part in &place.parts {
+        let part_end = at.saturating_add(part.size_bytes);
+        let (mut from, to) = (place.offset_bytes.max(at), end.min(part_end));
+        let Some(&page_size) = page_sizes.get(part.file).filter(|size| **size > 0) else {
+            continue;
+        };
+        while from < to {
+            let offset = part.offset_bytes.saturating_add(from - at);
+            let within = offset % page_size;
+            let length = (page_size - within).min(to - from);
+            let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+            found.push(Stretch {
+                file: part.file,
+                page: number(offset / page_size),
+                from: number(within),
+                to: number(within + length),
+            });
+            from += length;
+        }
+        at = part_end;
+    }
+    found
 }
 
-/// Digest of a piece as it is in memory now.
-pub(crate) fn digest(file: &PageFile, place: &Place, size_bytes: u64) -> u32 {
-    parts(place, size_bytes, file.page_size_bytes()).fold(0, |crc, (index, from, to)| {
-        crc32c::update_on_host(crc, &file.page(index)[from..to])
-    })
+/// The open files of a payload.
+#[derive(Debug)]
+pub(crate) struct Files(pub(crate) Vec<PageFile>);
+
+impl Files {
+    /// What the note says of them.
+    pub(crate) fn notes(&self) -> Vec<FileNote> {
+        self.0
+            .iter()
+            .map(|file| FileNote {
+                page_size_bytes: file.page_size_bytes() as u64,
+                pages: file.pages(),
+            })
+            .collect()
+    }
+
+    fn page_sizes(&self) -> Vec<u64> {
+        self.0
+            .iter()
+            .map(|file| file.page_size_bytes() as u64)
+            .collect()
+    }
+
+    /// Digest of a piece as it is in memory now.
+    pub(crate) fn digest(&self, place: &Place, size_bytes: u64) -> u32 {
+        stretches(place, size_bytes, &self.page_sizes())
+            .into_iter()
+            .fold(0, |crc, at| {
+                let bytes = self
+                    .0
+                    .get(at.file)
+                    .map_or(&[][..], |file| &file.page(at.page)[at.from..at.to]);
+                crc32c::update_on_host(crc, bytes)
+            })
+    }
+
+    /// Calls `each` with every stretch that holds a piece, in order, to be written.
+    pub(crate) fn write<E>(
+        &mut self,
+        place: &Place,
+        size_bytes: u64,
+        mut each: impl FnMut(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for at in stretches(place, size_bytes, &self.page_sizes()) {
+            if let Some(file) = self.0.get_mut(at.file) {
+                each(&mut file.page_mut(at.page)[at.from..at.to])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a byte of a file is now.
+    pub(crate) fn address(
+        &self,
+        pagemap: &Pagemap,
+        file: usize,
+        offset_bytes: u64,
+    ) -> Result<PhysAddr, Failure> {
+        let gone = || Failure::Changed(format!("the payload has no file number {file}"));
+        let file = self.0.get(file).ok_or_else(gone)?;
+        let page_size_bytes = file.page_size_bytes() as u64;
+        let index = usize::try_from(offset_bytes / page_size_bytes)
+            .ok()
+            .filter(|index| *index < file.pages())
+            .ok_or_else(gone)?;
+        let page = file.address(pagemap, index)?;
+        page.checked_add(offset_bytes % page_size_bytes)
+            .ok_or_else(gone)
+    }
+
+    /// The pages that a layout uses, to be pinned.
+    pub(crate) fn regions(&self, layout: &Layout) -> Vec<Region<'_>> {
+        let used = used_pages(layout, &self.page_sizes());
+        self.0
+            .iter()
+            .zip(used)
+            .flat_map(|(file, pages)| {
+                runs(&pages)
+                    .into_iter()
+                    .map(move |pages| Region { file, pages })
+            })
+            .collect()
+    }
 }
 
-/// Checks that every page is where it was.
-pub(crate) fn check_addresses(file: &PageFile, layout: &Layout) -> Result<(), Failure> {
-    let pagemap = Pagemap::open()?;
-    for Owned { address, index } in layout.pages() {
-        let found = file.address(&pagemap, index)?;
-        if found != address {
-            return Err(Failure::Changed(format!(
-                "huge page {index} of the payload was at {address} and is at {found} now"
-            )));
+/// Indices of the pages that a layout uses, for each file.
+pub(crate) fn used_pages(layout: &Layout, page_sizes: &[u64]) -> Vec<BTreeSet<usize>> {
+    let mut used = vec![BTreeSet::new(); page_sizes.len()];
+    for Owned {
+        size_bytes,
+        file,
+        offset_bytes,
+        ..
+    } in layout.owned()
+    {
+        let (Some(pages), Some(&page_size)) = (used.get_mut(file), page_sizes.get(file)) else {
+            continue;
+        };
+        let number = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let end = offset_bytes.saturating_add(size_bytes);
+        pages.extend(number(offset_bytes / page_size)..number(end.div_ceil(page_size)));
+    }
+    used
+}
+
+/// Numbers that follow each other, as ranges.
+pub(crate) fn runs(numbers: &BTreeSet<usize>) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1),
         }
     }
-    Ok(())
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(parts: &[(u64, usize, u64)], offset_bytes: u64) -> Place {
+        let owned = |&(size_bytes, file, offset_bytes)| Owned {
+            address: PhysAddr::new(0x4000_0000),
+            size_bytes,
+            file,
+            offset_bytes,
+        };
+        Place {
+            target: kleap_memmap::PhysRange::default(),
+            parts: parts.iter().map(owned).collect(),
+            offset_bytes,
+        }
+    }
+
+    #[test]
+    fn stretches_follow_the_parts_and_end_with_pages() {
+        // Pages of 100 and of 10 bytes.
+        let place = place(&[(150, 0, 50), (20, 1, 30), (100, 0, 400)], 10);
+        let found: Vec<_> = stretches(&place, 200, &[100, 10])
+            .into_iter()
+            .map(|at| (at.file, at.page, at.from, at.to))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (0, 0, 60, 100),
+                (0, 1, 0, 100),
+                (1, 3, 0, 10),
+                (1, 4, 0, 10),
+                (0, 4, 0, 40)
+            ]
+        );
+        let bytes: usize = found.iter().map(|(_, _, from, to)| to - from).sum();
+        assert_eq!(bytes, 200);
+        assert!(stretches(&place, 0, &[100, 10]).is_empty());
+        assert!(stretches(&place, u64::MAX, &[100, 0]).len() >= 3);
+    }
+
+    #[test]
+    fn numbers_become_runs() {
+        let numbers = BTreeSet::from([0, 1, 2, 5, 7, 8]);
+        assert_eq!(runs(&numbers), [0..3, 5..6, 7..9]);
+        assert!(runs(&BTreeSet::new()).is_empty());
+    }
 }

@@ -1,11 +1,16 @@
-//! `status`: what is loaded, and where. Changes nothing.
+//! `status`: what is loaded, and where.
+//!
+//! Changes nothing that is loaded. What a command that was killed has left behind is cleared away first, where
+//! that can be done without waiting: whoever looks should see what is, not what was under way.
 
 use crate::error::Failure;
+use crate::machine::{self, Memory};
 use crate::output::line;
-use crate::payload::Loaded;
+use crate::payload::{Loaded, used_pages};
 use crate::{exec, output, store, units};
 use kleap_linux::kexec;
 use kleap_plan::stage::Summary;
+use kleap_plan::{KexecCost, Strategy};
 use serde::Serialize;
 
 /// One piece, as JSON.
@@ -16,6 +21,16 @@ struct Piece {
     crc32c: String,
     address: u64,
     in_place: bool,
+    /// Bytes of the pages that are where they belong, and of all that hold it.
+    in_place_bytes: u64,
+    held_bytes: u64,
+}
+
+/// Huge pages of one size, as JSON.
+#[derive(Debug, Serialize)]
+struct HugePages {
+    page_size_bytes: u64,
+    pages: usize,
 }
 
 /// What is loaded, as JSON.
@@ -30,8 +45,11 @@ struct LoadedStatus<'a> {
     pieces: Vec<Piece>,
     /// Whether the pages are still there.
     payload_present: bool,
-    huge_pages: usize,
-    huge_page_size_bytes: u64,
+    huge_pages: Vec<HugePages>,
+    /// How the pages are pinned; `null` if they are not, or if that cannot be seen.
+    pinned_by: Option<&'a str>,
+    /// Whether `kexec_load(2)` was called by `load`, and the kernel still has something.
+    early: bool,
     hand_over: Option<Summary>,
 }
 
@@ -41,16 +59,27 @@ struct Status<'a> {
     loaded: Option<LoadedStatus<'a>>,
     /// Whether the running kernel has something loaded for kexec, from whomever.
     kexec_loaded: Option<bool>,
+    /// What `kexec_load(2)` itself takes on this machine; `null` if that cannot be known.
+    kexec_load: Option<KexecCost>,
 }
 
 fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
+    let sizes: Vec<u64> = loaded
+        .files
+        .iter()
+        .map(|file| file.page_size_bytes)
+        .collect();
+    let stage = || -> Result<Summary, Failure> {
+        let memory = Memory::find(&machine::device_tree()?)?;
+        Ok(exec::stage(loaded, &memory)?.summary)
+    };
     LoadedStatus {
         kernel: &loaded.kernel_path,
         kernel_banner: loaded.kernel_banner.as_deref(),
         initrd: loaded.initrd_path.as_deref(),
         command_line: &loaded.command_line,
         strategy: loaded.strategy,
-        in_place: loaded.layout.is_in_place(),
+        in_place: loaded.strategy != Strategy::Kernel && loaded.layout.is_in_place(),
         pieces: loaded
             .pieces()
             .map(|(piece, place, content)| Piece {
@@ -58,22 +87,42 @@ fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
                 size_bytes: content.size_bytes,
                 crc32c: format!("{:#010x}", content.crc32c),
                 address: place.start().as_u64(),
-                in_place: place.is_in_place(),
+                in_place: loaded.strategy != Strategy::Kernel && place.is_in_place(),
+                in_place_bytes: place
+                    .parts_with_targets()
+                    .filter(|(part, target)| part.address == *target)
+                    .map(|(part, _)| part.size_bytes)
+                    .sum(),
+                held_bytes: place.held_bytes(),
             })
             .collect(),
         payload_present: store::has_payload(loaded),
-        huge_pages: loaded.layout.pages().count(),
-        huge_page_size_bytes: loaded.layout.page_size_bytes,
-        hand_over: exec::stage(loaded, 0).ok().map(|stage| stage.summary),
+        huge_pages: used_pages(&loaded.layout, &sizes)
+            .iter()
+            .zip(sizes)
+            .map(|(pages, page_size_bytes)| HugePages {
+                page_size_bytes,
+                pages: pages.len(),
+            })
+            .collect(),
+        pinned_by: loaded
+            .pinned_by
+            .as_deref()
+            .filter(|_| store::is_held(loaded) == Some(true)),
+        early: loaded.early && kexec::is_loaded() == Some(true),
+        hand_over: stage().ok(),
     }
 }
 
 /// `kleap status`.
 pub(crate) fn status(json: bool) -> Result<(), Failure> {
+    store::Store::tidy();
     let loaded = store::loaded()?;
+    let cost = machine::kexec_cost().ok();
     let status = Status {
         loaded: loaded.as_ref().map(describe),
         kexec_loaded: kexec::is_loaded(),
+        kexec_load: cost.as_ref().map(|cost| cost.0.clone()),
     };
     if json {
         let text = serde_json::to_string_pretty(&status).map_err(|error| Failure::State {
@@ -87,6 +136,9 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         line!(text, "nothing is loaded by kleap");
         if status.kexec_loaded == Some(true) {
             line!(text, "(another program has loaded a kernel for kexec)");
+        }
+        if let Some(sentence) = cost.and_then(|cost| cost.sentence(false)) {
+            line!(text, "{sentence}");
         }
         return output::answer(&text);
     };
@@ -109,10 +161,17 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         "address"
     );
     for piece in &loaded.pieces {
-        let how = if piece.in_place {
-            "in place"
+        let how = if loaded.strategy == Strategy::Kernel {
+            "copied there by the kernel".to_owned()
+        } else if piece.in_place {
+            "in place".to_owned()
+        } else if piece.in_place_bytes == 0 {
+            "moved there".to_owned()
         } else {
-            "moved there"
+            format!(
+                "{} in place, the rest moved there",
+                units::bytes(piece.in_place_bytes)
+            )
         };
         let address = format!("{:#x}", piece.address);
         line!(
@@ -123,12 +182,28 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         );
     }
     line!(text);
-    line!(
-        text,
-        "{} huge pages of {} MiB held",
-        loaded.huge_pages,
-        loaded.huge_page_size_bytes >> 20
-    );
+    for held in loaded.huge_pages.iter().filter(|held| held.pages > 0) {
+        line!(
+            text,
+            "{} huge pages of {} KiB held",
+            held.pages,
+            held.page_size_bytes >> 10
+        );
+    }
+    match loaded.pinned_by {
+        _ if loaded.strategy == Strategy::Kernel => {}
+        Some(method) => line!(text, "pinned by {method}: the kernel cannot move them"),
+        None => line!(
+            text,
+            "not pinned: the kernel may move them, which exec will find"
+        ),
+    }
+    if loaded.early {
+        line!(
+            text,
+            "kexec_load(2) has been called: reboot(2) and systemctl kexec enter it"
+        );
+    }
     if !loaded.payload_present {
         line!(
             text,
@@ -143,6 +218,9 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
             units::bytes(summary.verified_bytes),
             summary.tables
         );
+    }
+    if let Some(sentence) = cost.and_then(|cost| cost.sentence(loaded.early)) {
+        line!(text, "{sentence}");
     }
     output::answer(&text)
 }

@@ -1,12 +1,12 @@
-//! What outlives `load`: a file of huge pages and a note of what is in it, below `/dev`.
+//! What outlives `load`: files of huge pages and a note of what is in them, below `/dev`.
 //!
 //! ```text
 //! /dev/kleap/            mode 0700, made by the first load, gone after unload
-//! /dev/kleap/pages/      a hugetlbfs of our own: payload-N, the pages of load number N
+//! /dev/kleap/pages-S/    a hugetlbfs of our own with pages of S KiB: payload-N, those of load number N
 //! /dev/kleap/state.json  what is loaded: which payload, where, with which digests
-//! /dev/kleap/pool.json   how many huge pages we added to the system's pool
-//! /dev/kleap/exec        there while `exec` has given the stage to the kernel: whoever finds it, with the
-//!                        lock, takes the stage back, because that `exec` has died
+//! /dev/kleap/pool.json   how many huge pages of each size we added to the system's pools
+//! /dev/kleap/exec        there while a command gives the stage to the kernel: whoever finds it, with the
+//!                        lock, takes the stage back, because that command has died
 //! ```
 //!
 //! Below `/dev` because systemd-shutdown kills every process but leaves mounts there alone. A load is
@@ -16,27 +16,60 @@
 
 use crate::error::Failure;
 use crate::output;
-use crate::payload::Loaded;
+use crate::payload::{FileNote, Files, Loaded, used_pages};
+use kleap_linux::holder;
 use kleap_linux::hugepages::{self, PageFile, Pool};
+use kleap_plan::Owned;
 use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/dev/kleap";
-/// Size of the huge pages used, bytes: 2 MiB exists on every granule.
-pub(crate) const PAGE_SIZE_BYTES: u64 = 2 << 20;
+/// Names of our file systems start with this; the size of their pages in KiB follows.
+const PAGES: &str = "pages-";
+/// How long a holder of a removed payload may take to let go of it.
+const RELEASE_DEADLINE_MS: u64 = 5_000;
 /// Most bytes of a state file: a page is noted in about 60 bytes.
 const STATE_MAX_BYTES: u64 = 64 << 20;
 
-/// What the pool had before us, and what we added: noted *before* it is added.
+/// What the pools had before us, and what we added: noted *before* it is added.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Ledger {
     /// The boot in which they were added: should /dev be a real disk, a note from an earlier one would take
     /// pages away from somebody else.
     boot_id: String,
+    /// One entry for each size.
+    #[serde(default)]
+    pools: Vec<Added>,
+}
+
+/// What one pool had, and what we added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Added {
+    /// Size of its pages, bytes.
+    page_size_bytes: u64,
     /// Pages in the pool before we first added some, count.
     before: u64,
     /// Pages that we added, at most, count.
     added: u64,
+}
+
+impl Ledger {
+    fn entry(&mut self, page_size_bytes: u64, before: u64) -> &mut Added {
+        let found = self
+            .pools
+            .iter()
+            .position(|added| added.page_size_bytes == page_size_bytes);
+        let index = found.unwrap_or_else(|| {
+            self.pools.push(Added {
+                page_size_bytes,
+                before,
+                added: 0,
+            });
+            self.pools.len() - 1
+        });
+        &mut self.pools[index]
+    }
 }
 
 fn path(name: &str) -> PathBuf {
@@ -82,10 +115,34 @@ fn write<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
         .map_err(|error| state_error(&path, error))
 }
 
+fn pages_path(page_size_bytes: u64) -> PathBuf {
+    path(&format!("{PAGES}{}", page_size_bytes / 1024))
+}
+
+/// Our file systems of huge pages: directory and size of the pages, bytes. Empty where there are none.
+fn page_directories() -> Result<Vec<(PathBuf, u64)>, Failure> {
+    let entries = match std::fs::read_dir(ROOT) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(state_error(Path::new(ROOT), error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| state_error(Path::new(ROOT), error))?;
+        let name = entry.file_name();
+        let size = name.to_str().and_then(|name| name.strip_prefix(PAGES));
+        let size_bytes = size
+            .and_then(|kib| kib.parse::<u64>().ok())
+            .and_then(|kib| kib.checked_mul(1024));
+        found.extend(size_bytes.map(|size_bytes| (entry.path(), size_bytes)));
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// The store, locked: nobody else changes it while this lives.
 #[derive(Debug)]
 pub(crate) struct Store {
-    pool: Pool,
     _lock: std::os::fd::OwnedFd,
 }
 
@@ -97,10 +154,20 @@ impl Store {
         Ok(store)
     }
 
+    /// The same, if nobody else has the store locked and there is something in it; for commands that change
+    /// nothing else. What cannot be cleared away stays for the next command that must.
+    pub(crate) fn tidy() {
+        if Path::new(ROOT).exists()
+            && let Ok(Some(lock)) = kleap_linux::facts::try_lock()
+            && kleap_linux::facts::has_own_mounts() == Some(false)
+        {
+            let store = Self { _lock: lock };
+            let _ = store.unmark_exec().and_then(|()| store.sweep());
+        }
+    }
+
     fn lock() -> Result<Self, Failure> {
-        let pool = Pool::of_size(PAGE_SIZE_BYTES)?;
         let store = Self {
-            pool,
             _lock: kleap_linux::facts::lock()?,
         };
         if kleap_linux::facts::has_own_mounts() == Some(true) {
@@ -120,6 +187,11 @@ impl Store {
         write("exec", &())
     }
 
+    /// Notes that the kernel may keep what it was given: the state says that it has it.
+    pub(crate) fn keep_exec(&self) -> Result<(), Failure> {
+        remove_if_there(&path("exec"))
+    }
+
     /// Takes back what an `exec` gave to the kernel and did not enter.
     pub(crate) fn unmark_exec(&self) -> Result<(), Failure> {
         if path("exec").exists() {
@@ -134,101 +206,103 @@ impl Store {
         loaded()
     }
 
-    /// The pool of huge pages.
-    pub(crate) fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
     /// Removes payloads that no state names; with none left, everything.
     fn sweep(&self) -> Result<(), Failure> {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
-        let loaded = self.loaded()?;
-        let held = loaded
-            .as_ref()
-            .map_or(0, |loaded| loaded.layout.pages().count());
-        let current = loaded.map(|loaded| loaded.payload);
-        let pages = path("pages");
-        if hugepages::is_mounted(&pages) {
-            let entries = std::fs::read_dir(&pages).map_err(|error| state_error(&pages, error))?;
-            for entry in entries {
-                let file = entry.map_err(|error| state_error(&pages, error))?;
-                if current.as_deref() != file.file_name().to_str() {
-                    std::fs::remove_file(file.path())
-                        .map_err(|error| state_error(&file.path(), error))?;
-                }
+        let Some(loaded) = self.loaded()? else {
+            return self.remove_all();
+        };
+        for (directory, _) in page_directories()? {
+            if hugepages::is_mounted(&directory) {
+                remove_payloads(&directory, Some(&loaded.payload))?;
             }
         }
-        if current.is_none() {
-            return self.remove_all();
-        }
-        self.balance(held as u64)
+        let page_sizes: Vec<u64> = loaded
+            .files
+            .iter()
+            .map(|file| file.page_size_bytes)
+            .collect();
+        let held: Vec<(u64, u64)> = used_pages(&loaded.layout, &page_sizes)
+            .iter()
+            .zip(page_sizes)
+            .map(|(pages, size)| (size, pages.len() as u64))
+            .collect();
+        self.balance(&held)
     }
 
-    fn ledger(&self) -> Result<Option<Ledger>, Failure> {
+    fn ledger(&self) -> Result<Ledger, Failure> {
         let boot_id = kleap_linux::facts::boot_id()?;
-        Ok(read::<Ledger>("pool.json")?.filter(|ledger| ledger.boot_id == boot_id))
+        Ok(read::<Ledger>("pool.json")?
+            .filter(|ledger| ledger.boot_id == boot_id)
+            .unwrap_or(Ledger {
+                boot_id,
+                pools: Vec::new(),
+            }))
     }
 
-    /// Gives back what we added beyond `held` pages, those of the payload. Free pages beyond that are not
-    /// ours to give.
-    fn balance(&self, held: u64) -> Result<(), Failure> {
-        let Some((ledger, added)) = self.added()? else {
-            return Ok(());
-        };
-        let free = added.saturating_sub(held).min(self.pool.available()?);
-        self.pool.shrink(free)?;
-        let added = added - free;
-        write("pool.json", &Ledger { added, ..ledger })
+    /// Gives back what we added beyond `held`, the payload's pages (size in bytes, count). Free pages beyond
+    /// that are not ours to give.
+    fn balance(&self, held: &[(u64, u64)]) -> Result<(), Failure> {
+        let mut ledger = self.ledger()?;
+        for entry in &mut ledger.pools {
+            let Ok(pool) = Pool::of_size(entry.page_size_bytes) else {
+                continue;
+            };
+            let held = held
+                .iter()
+                .find(|(size, _)| *size == entry.page_size_bytes)
+                .map_or(0, |(_, pages)| *pages);
+            let most = pool.total()?.saturating_sub(entry.before);
+            let added = entry.added.min(most);
+            let free = added.saturating_sub(held).min(pool.available()?);
+            pool.shrink(free)?;
+            entry.added = added - free;
+        }
+        write("pool.json", &ledger)
     }
 
     /// Gives back all that we added. What is still in use (overcommitted pages of others that growing had made
     /// persistent, a payload that a process of another mount namespace holds) becomes surplus by that, and
     /// goes back to the system by itself when it is released.
     fn settle(&self) -> Result<(), Failure> {
-        if let Some((ledger, added)) = self.added()? {
-            self.pool.shrink(added)?;
-            write("pool.json", &Ledger { added: 0, ..ledger })?;
+        let mut ledger = self.ledger()?;
+        for entry in &mut ledger.pools {
+            let Ok(pool) = Pool::of_size(entry.page_size_bytes) else {
+                continue;
+            };
+            let most = pool.total()?.saturating_sub(entry.before);
+            pool.shrink(entry.added.min(most))?;
+            entry.added = 0;
         }
-        Ok(())
-    }
-
-    /// The note, and how many pages of ours the pool has.
-    fn added(&self) -> Result<Option<(Ledger, u64)>, Failure> {
-        let Some(ledger) = self.ledger()? else {
-            return Ok(None);
-        };
-        let most = self.pool.total()?.saturating_sub(ledger.before);
-        let added = ledger.added.min(most);
-        Ok(Some((ledger, added)))
+        write("pool.json", &ledger)
     }
 
     /// Removes everything and gives every page back.
     fn remove_all(&self) -> Result<(), Failure> {
-        let pages = path("pages");
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
         for name in ["state.json", "state.json.new"] {
             remove_if_there(&path(name))?;
         }
-        if hugepages::is_mounted(&pages) {
-            for entry in std::fs::read_dir(&pages).map_err(|error| state_error(&pages, error))? {
-                let entry = entry.map_err(|error| state_error(&pages, error))?.path();
-                if entry.is_dir() {
-                    std::fs::remove_dir_all(&entry).map_err(|error| state_error(&entry, error))?;
-                } else {
-                    remove_if_there(&entry)?;
-                }
+        let directories = page_directories()?;
+        for (directory, _) in &directories {
+            if hugepages::is_mounted(directory) {
+                remove_payloads(directory, None)?;
+                hugepages::unmount(directory)?;
             }
-            hugepages::unmount(&pages)?;
         }
         self.settle()?;
         for name in ["pool.json", "pool.json.new", "exec.new"] {
             remove_if_there(&path(name))?;
         }
-        for directory in [pages, PathBuf::from(ROOT)] {
+        for directory in directories
+            .into_iter()
+            .map(|(directory, _)| directory)
+            .chain([PathBuf::from(ROOT)])
+        {
             match std::fs::remove_dir(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(state_error(&directory, error));
@@ -240,9 +314,9 @@ impl Store {
     }
 
     /// Makes the directories and mounts the hugetlbfs, where they are not there yet.
-    fn prepare(&self) -> Result<(), Failure> {
+    fn prepare(&self, page_size_bytes: u64) -> Result<PathBuf, Failure> {
         use std::os::unix::fs::DirBuilderExt;
-        let pages = path("pages");
+        let pages = pages_path(page_size_bytes);
         for directory in [Path::new(ROOT), &pages] {
             match std::fs::DirBuilder::new().mode(0o700).create(directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -257,74 +331,101 @@ impl Store {
             }
         }
         if !hugepages::is_mounted(&pages) {
-            hugepages::mount(&pages, PAGE_SIZE_BYTES)?;
+            hugepages::mount(&pages, page_size_bytes)?;
         }
-        Ok(())
+        Ok(pages)
     }
 
-    /// Adds `pages` huge pages to the pool; returns how many came, which may be fewer. Those that are there
-    /// already were set aside for somebody else.
-    fn reserve(&self, pages: u64) -> Result<u64, Failure> {
-        let mut ledger = match self.ledger()? {
-            Some(ledger) => ledger,
-            None => Ledger {
-                boot_id: kleap_linux::facts::boot_id()?,
-                before: self.pool.total()?,
-                added: 0,
-            },
-        };
-        let (added_before, total_before) = (ledger.added, self.pool.total()?);
+    /// Adds `pages` huge pages to a pool, from `node` where it has some; returns how many are there now that
+    /// were not before, which may be fewer. Those that are there already were set aside for somebody else.
+    fn reserve(&self, pool: &Pool, pages: u64, node: Option<u32>) -> Result<u64, Failure> {
+        let mut ledger = self.ledger()?;
+        let total_before = pool.total()?;
+        let surplus = pool.surplus()?;
+        let entry = ledger.entry(pool.page_size_bytes(), total_before);
+        let added_before = entry.added;
         // What others have by overcommit becomes persistent as well: it is to be given back with ours.
-        ledger.added = added_before + pages + self.pool.surplus()?;
+        entry.added = added_before + pages + surplus;
         write("pool.json", &ledger)?;
-        let came = self.pool.grow(pages, None)?;
-        ledger.added = added_before + self.pool.total()?.saturating_sub(total_before);
+        let came = pool.grow(pages, node)?;
+        let added = added_before + pool.total()?.saturating_sub(total_before);
+        ledger.entry(pool.page_size_bytes(), total_before).added = added;
         write("pool.json", &ledger)?;
-        Ok(came.min(self.pool.available()?))
+        Ok(came.min(pool.available()?))
     }
 
-    /// A new payload of `pages` pages, beside the one that is loaded. Call [`Store::commit`] with it, or
-    /// [`Store::abandon`].
-    pub(crate) fn create(&self, pages: usize) -> Result<NewPayload, Failure> {
-        self.prepare()?;
-        let came = self.reserve(pages as u64)?;
-        if came < pages as u64 {
-            let found = self.pool.available()?;
-            if found < pages as u64 {
-                return Err(kleap_linux::Error::HugePages {
-                    wanted: pages as u64,
-                    found,
-                    page_size_bytes: PAGE_SIZE_BYTES,
-                }
-                .into());
-            }
-            output::warn(&format!(
-                "warning: using {} huge pages that were set aside before kleap, until unload",
-                pages as u64 - came
-            ));
-        }
+    /// A new payload without pages, beside the one that is loaded. Call [`Store::commit`] with what became of
+    /// it, or [`Store::abandon`].
+    pub(crate) fn create(&self) -> Result<NewPayload, Failure> {
         let number = self
             .loaded()?
             .map_or(1, |loaded| loaded.generation.wrapping_add(1));
-        let name = format!("payload-{number}");
-        let file = PageFile::create(&path("pages").join(&name), pages, PAGE_SIZE_BYTES)?;
         Ok(NewPayload {
-            file: Some(file),
-            name,
+            files: Vec::new(),
+            name: format!("payload-{number}"),
             generation: number,
         })
     }
 
-    /// Adds up to `more` pages to a new payload; returns how many, 0 if there are no more to be had.
-    pub(crate) fn extend(&self, payload: &mut NewPayload, more: u64) -> Result<u64, Failure> {
-        let added = self.reserve(more)?;
+    /// Adds up to `more` pages of `page_size_bytes` to a new payload, from `node` where it has some; returns how
+    /// many, 0 if there are no more to be had.
+    ///
+    /// With `set_aside`, pages that others have set aside are taken as well where no other memory is left.
+    pub(crate) fn extend(
+        &self,
+        payload: &mut NewPayload,
+        page_size_bytes: u64,
+        more: u64,
+        node: Option<u32>,
+        set_aside: bool,
+    ) -> Result<u64, Failure> {
+        let pool = Pool::of_size(page_size_bytes)?;
+        let directory = self.prepare(page_size_bytes)?;
+        let mut added = self.reserve(&pool, more, node)?.min(more);
+        if set_aside && added < more {
+            let others = (more - added).min(pool.available()?.saturating_sub(added));
+            if others > 0 {
+                output::warn(&format!(
+                    "warning: using {others} huge pages that were set aside before kleap, until unload"
+                ));
+                added += others;
+            }
+        }
         let pages = usize::try_from(added).unwrap_or(0);
-        if pages > 0
-            && let Some(file) = payload.file.take()
-        {
-            payload.file = Some(file.extend(pages)?);
+        if pages > 0 {
+            payload.add(&directory, page_size_bytes, pages)?;
         }
         Ok(added)
+    }
+
+    /// Gives back what a new payload has beyond what `used` says (for each file, whether a page is used).
+    pub(crate) fn trim(
+        &self,
+        payload: &mut NewPayload,
+        used: impl Fn(usize, usize) -> bool,
+    ) -> Result<(), Failure> {
+        for (number, file) in payload.files.iter_mut().enumerate() {
+            file.release(|page| used(number, page))?;
+        }
+        let mut held: Vec<(u64, u64)> = payload
+            .files
+            .iter()
+            .map(|file| (file.page_size_bytes, file.present_count()))
+            .collect();
+        if let Some(loaded) = self.loaded()? {
+            let sizes: Vec<u64> = loaded
+                .files
+                .iter()
+                .map(|file| file.page_size_bytes)
+                .collect();
+            for (pages, size) in used_pages(&loaded.layout, &sizes).iter().zip(sizes) {
+                match held.iter_mut().find(|(other, _)| *other == size) {
+                    Some((_, count)) => *count += pages.len() as u64,
+                    None => held.push((size, pages.len() as u64)),
+                }
+            }
+        }
+        self.balance(&held)
     }
 
     /// Makes `loaded` what is loaded, in place of what was, and gives back what is no longer needed.
@@ -342,21 +443,72 @@ impl Store {
     pub(crate) fn unload() -> Result<bool, Failure> {
         let store = Self::lock()?;
         let was_loaded = path("state.json").exists();
+        if loaded().is_ok_and(|loaded| loaded.is_some_and(|loaded| loaded.early)) {
+            kleap_linux::kexec::unload()?;
+        }
         store.remove_all()?;
         Ok(was_loaded)
     }
 
     /// The pages of what is loaded.
-    pub(crate) fn pages(&self, loaded: &Loaded) -> Result<PageFile, Failure> {
-        let path = path("pages").join(&loaded.payload);
-        PageFile::open(&path, loaded.file_pages, loaded.layout.page_size_bytes)
-            .map_err(|error| Failure::Changed(format!("the payload is gone: {error}")))
+    pub(crate) fn files(&self, loaded: &Loaded) -> Result<Files, Failure> {
+        let open = |file: &FileNote| {
+            let path = pages_path(file.page_size_bytes).join(&loaded.payload);
+            PageFile::open(&path, file.pages, file.page_size_bytes)
+                .map_err(|error| Failure::Changed(format!("the payload is gone: {error}")))
+        };
+        Ok(Files(
+            loaded.files.iter().map(open).collect::<Result<_, _>>()?,
+        ))
     }
+}
+
+/// Removes payloads from one of our file systems, but for the one that is named. A holder of a removed one
+/// lets go of it by itself, and is waited for.
+fn remove_payloads(directory: &Path, but: Option<&str>) -> Result<(), Failure> {
+    for entry in std::fs::read_dir(directory).map_err(|error| state_error(directory, error))? {
+        let entry = entry.map_err(|error| state_error(directory, error))?;
+        if but.is_some() && but == entry.file_name().to_str() {
+            continue;
+        }
+        let path = entry.path();
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).map_err(|error| state_error(&path, error))?;
+            continue;
+        }
+        let file = holder::open_to_wait(&path).ok();
+        remove_if_there(&path)?;
+        if let Some(file) = file
+            && !holder::wait_released(file.as_fd(), RELEASE_DEADLINE_MS)
+        {
+            output::warn(&format!(
+                "warning: {} is still held by another process; its pages go back when that ends",
+                path.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The files of a payload: paths.
+pub(crate) fn payload_paths(loaded: &Loaded) -> impl Iterator<Item = PathBuf> + '_ {
+    loaded
+        .files
+        .iter()
+        .map(|file| pages_path(file.page_size_bytes).join(&loaded.payload))
 }
 
 /// Whether the payload of what is loaded is still there.
 pub(crate) fn has_payload(loaded: &Loaded) -> bool {
-    path("pages").join(&loaded.payload).exists()
+    payload_paths(loaded).all(|path| path.exists())
+}
+
+/// Whether a process pins the payload of what is loaded; `None` if that cannot be seen.
+pub(crate) fn is_held(loaded: &Loaded) -> Option<bool> {
+    let path = payload_paths(loaded).next()?;
+    // Who may not look must not say no.
+    std::fs::File::open(&path).ok()?;
+    Some(holder::is_held(&path))
 }
 
 /// What is loaded, if anything; needs no lock, as the state is replaced in one instant.
@@ -364,7 +516,39 @@ pub(crate) fn loaded() -> Result<Option<Loaded>, Failure> {
     let loaded: Option<Loaded> = read("state.json")?;
     // Should /dev be a real disk, a note from an earlier boot means nothing.
     let boot_id = kleap_linux::facts::boot_id()?;
-    Ok(loaded.filter(|loaded| loaded.boot_id == boot_id))
+    let loaded = loaded.filter(|loaded| loaded.boot_id == boot_id);
+    if let Some(loaded) = &loaded {
+        check_note(loaded).map_err(|what| state_error(&path("state.json"), what))?;
+    }
+    Ok(loaded)
+}
+
+/// Whether every part of the layout lies within the files that the note names.
+fn check_note(loaded: &Loaded) -> Result<(), String> {
+    for Owned {
+        size_bytes,
+        file,
+        offset_bytes,
+        ..
+    } in loaded.layout.owned()
+    {
+        let note = loaded
+            .files
+            .get(file)
+            .ok_or_else(|| format!("names file number {file}, which is not there"))?;
+        let file_bytes = (note.pages as u64).checked_mul(note.page_size_bytes);
+        let end_bytes = offset_bytes.checked_add(size_bytes);
+        if file_bytes.is_none() || end_bytes.is_none() || end_bytes > file_bytes {
+            return Err(format!(
+                "names {size_bytes} bytes at {offset_bytes} of a file of {} pages of {} bytes",
+                note.pages, note.page_size_bytes
+            ));
+        }
+    }
+    if loaded.payload.contains('/') {
+        return Err(format!("names the payload {:?}", loaded.payload));
+    }
+    Ok(())
 }
 
 fn remove_if_there(path: &Path) -> Result<(), Failure> {
@@ -374,22 +558,97 @@ fn remove_if_there(path: &Path) -> Result<(), Failure> {
     }
 }
 
+/// A file of a payload that is being made.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    /// Size of its pages, bytes.
+    pub(crate) page_size_bytes: u64,
+    /// `None` only after a failed extension.
+    file: Option<PageFile>,
+    /// Whether a page is there, or is a hole.
+    present: Vec<bool>,
+}
+
+impl NewFile {
+    fn present_count(&self) -> u64 {
+        self.present.iter().filter(|present| **present).count() as u64
+    }
+
+    /// Indices of the pages that are no holes.
+    pub(crate) fn present(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.present.len()).filter(|index| self.present[*index])
+    }
+
+    /// Its pages.
+    pub(crate) fn pages(&self) -> Result<&PageFile, Failure> {
+        self.file
+            .as_ref()
+            .ok_or_else(|| state_error(&pages_path(self.page_size_bytes), "the payload is gone"))
+    }
+
+    /// Gives the pages back that are not used.
+    fn release(&mut self, used: impl Fn(usize) -> bool) -> Result<(), Failure> {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        for (index, present) in self.present.iter_mut().enumerate() {
+            if *present && !used(index) {
+                file.release(index..index + 1)?;
+                *present = false;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A payload that is being made.
 #[derive(Debug)]
 pub(crate) struct NewPayload {
-    /// Its pages; `None` only after a failed [`Store::extend`].
-    file: Option<PageFile>,
-    /// Its file name.
+    /// Its files, one for each size of pages.
+    pub(crate) files: Vec<NewFile>,
+    /// The name of each of them.
     pub(crate) name: String,
     /// Its number.
     pub(crate) generation: u64,
 }
 
 impl NewPayload {
-    /// Its pages.
-    pub(crate) fn file(&mut self) -> Result<&mut PageFile, Failure> {
-        self.file
-            .as_mut()
-            .ok_or_else(|| state_error(&path("pages"), "the payload is gone"))
+    /// Adds pages, which the pool has. A file with holes is not extended: that would fill them.
+    fn add(&mut self, directory: &Path, page_size_bytes: u64, pages: usize) -> Result<(), Failure> {
+        let found = self
+            .files
+            .iter_mut()
+            .find(|file| file.page_size_bytes == page_size_bytes);
+        match found {
+            Some(new) => {
+                if new.present.contains(&false) {
+                    return Err(state_error(directory, "a file with holes cannot grow"));
+                }
+                if let Some(file) = new.file.take() {
+                    new.file = Some(file.extend(pages)?);
+                    new.present.extend(vec![true; pages]);
+                }
+            }
+            None => {
+                let file = PageFile::create(&directory.join(&self.name), pages, page_size_bytes)?;
+                self.files.push(NewFile {
+                    page_size_bytes,
+                    file: Some(file),
+                    present: vec![true; pages],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Its open files, to be written; nothing can be added to it any more.
+    pub(crate) fn into_files(self) -> Result<Files, Failure> {
+        let open = |new: NewFile| {
+            new.file
+                .ok_or_else(|| state_error(Path::new(ROOT), "the payload is gone"))
+        };
+        Ok(Files(
+            self.files.into_iter().map(open).collect::<Result<_, _>>()?,
+        ))
     }
 }

@@ -341,6 +341,22 @@ pub fn lock() -> Result<std::os::fd::OwnedFd, Error> {
     Ok(file)
 }
 
+/// The same lock, if nobody has it now; does not wait.
+///
+/// # Errors
+/// If the file is missing, or may not be opened.
+pub fn try_lock() -> Result<Option<std::os::fd::OwnedFd>, Error> {
+    use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+    let path = DEVICE_TREE_PATH;
+    let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Error::file("cannot open", path, error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(Error::file("cannot lock", path, error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

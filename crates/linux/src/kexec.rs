@@ -291,6 +291,34 @@ pub fn load(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
     })
 }
 
+/// The file to give to [`file_load`]: the one at `path` where that is the Image itself, so that a signature in
+/// it is seen; a memfd with `image` where the file was compressed.
+///
+/// # Errors
+/// If the file cannot be opened, or the memfd not made.
+pub fn image_file(path: &Path, image: &[u8]) -> Result<std::fs::File, Error> {
+    use std::io::Write;
+    let file =
+        std::fs::File::open(path).map_err(|error| Error::file("cannot open", path, error))?;
+    if file
+        .metadata()
+        .is_ok_and(|metadata| metadata.len() == image.len() as u64)
+    {
+        return Ok(file);
+    }
+    let memfd = rustix::fs::memfd_create("kleap-image", rustix::fs::MemfdFlags::CLOEXEC).map_err(
+        |source| Error::Call {
+            call: "memfd_create".into(),
+            source,
+        },
+    )?;
+    let mut memory = std::fs::File::from(memfd);
+    memory
+        .write_all(image)
+        .map_err(|error| Error::file("cannot write", "memfd:kleap-image", error))?;
+    Ok(memory)
+}
+
 /// Gives the kernel an Image and an initrd as files, which it loads, checks and places on its own, with a
 /// device tree that it makes of its own one.
 ///

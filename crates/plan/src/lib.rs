@@ -19,6 +19,7 @@ pub mod layout;
 pub mod moves;
 pub mod stage;
 
+pub use kexec_cost::KexecCost;
 pub use layout::{Layout, LayoutError, Owned, Place, Requirements, Strategy};
 pub use moves::{MemoryCopy, MovesError};
 pub use stage::{Device, Stage, StageError, StageInput};

@@ -9,16 +9,22 @@
 //! | the program | read, execute |
 //! | its stack | read, write |
 //! | hand-off and tables | read |
-//! | pages that a piece is moved from | read |
-//! | targets that a piece is moved to; the device tree, for the timeline | read, write |
-//! | pieces that are in place | read |
+//! | memory that is moved to; the device tree, for the timeline | read, write |
+//! | what is in place, the room behind it, memory that is moved from and not to | read |
 //! | console UART, GIC redistributors | Device, read, write |
 //!
 //! Two sets of tables, because the descriptors of a regime with two privilege levels (EL1, and EL2 with
 //! E2H) and with one (EL2 without) differ in bits that are RES1 in one and a permission in the other, and
 //! which regime it will be is only known at entry. A set is a few pages, whatever the RAM.
+//!
+//! Pages that lie scattered take tables of their own, the more so with granules of 16 and 64 KiB, where a
+//! table for single pages covers 32 and 512 MiB. Where the tables would not fit, sources are mapped by whole
+//! blocks instead, as far as all of the block is memory that Linux itself maps as Normal memory, and a
+//! target with anything to be moved is mapped writable as a whole. That is tried second: the less is mapped,
+//! the less a wrong address can do.
 
-use crate::layout::{Layout, Place};
+use crate::layout::{BASE_ALIGNMENT_BYTES, Layout, Place, UNIT_MIN_BYTES};
+use crate::moves::{self, MovesError};
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_pagetable::{
     Access, Geometry, Granule, MAIR, Mapping, MemoryType, OutputAddressSize, Regime, Tables, build,
@@ -78,10 +84,9 @@ pub struct StageInput<'a> {
     pub psci: Option<Conduit>,
     /// GICv3 redistributors.
     pub redistributors: &'a [Device],
-    /// Counter when `exec` was asked for.
-    pub exec_requested: u64,
-    /// Counter when `exec` had checked everything.
-    pub exec_prepared: u64,
+    /// Memory that may be mapped as Normal memory beyond what is touched, to save tables: System RAM with
+    /// nothing nested in it, and what we own.
+    pub mappable: &'a PhysRanges,
 }
 
 /// What the hand-over will do, in numbers.
@@ -91,6 +96,8 @@ pub struct Summary {
     pub moves: u64,
     /// Bytes moved.
     pub moved_bytes: u64,
+    /// Bytes of the pieces that are where they belong already.
+    pub in_place_bytes: u64,
     /// Bytes verified.
     pub verified_bytes: u64,
     /// Translation tables of one regime, count.
@@ -112,12 +119,28 @@ pub struct Stage {
     pub summary: Summary,
 }
 
+impl Stage {
+    /// Notes when `exec` was asked for and when it had checked everything, values of the counter. Both are 0
+    /// until then. Called last, so that the stage need not be built twice.
+    ///
+    /// # Errors
+    /// [`StageError::HandOff`] if the stage was damaged since it was built.
+    pub fn stamp(&mut self, exec_requested: u64, exec_prepared: u64) -> Result<(), StageError> {
+        let block_at = usize::try_from(HAND_OFF_OFFSET_BYTES).unwrap_or(usize::MAX);
+        let block = self.bytes.get_mut(block_at..).unwrap_or_default();
+        Ok(abi::stamp(block, exec_requested, exec_prepared)?)
+    }
+}
+
 /// Why there is no stage.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// The page size is none of the architecture's.
     #[error("{0} bytes is no arm64 page size")]
     Granule(u64),
+    /// The layout is not cut at whole granules.
+    #[error("a layout cut at every {0} bytes cannot be: load again")]
+    Unit(u64),
     /// The tables cannot be built.
     #[error("translation tables for the hand-over: {0}")]
     Tables(#[from] kleap_pagetable::Error),
@@ -127,16 +150,20 @@ pub enum StageError {
     /// The hand-off cannot be written.
     #[error(transparent)]
     HandOff(#[from] abi::HandOffError),
-    /// It all does not fit in one huge page.
+    /// It does not fit where it is to go.
     #[error(
-        "the relocator and its tables need {stage_bytes} bytes, a huge page has {page_size_bytes}: load a smaller initrd"
+        "the relocator and its tables need {stage_bytes} bytes, there is room for {room_bytes}: free memory, so \
+         that more of the payload is in one piece"
     )]
     TooLarge {
         /// Bytes needed.
         stage_bytes: u64,
         /// Bytes there are.
-        page_size_bytes: u64,
+        room_bytes: u64,
     },
+    /// The moves cannot be put in order.
+    #[error(transparent)]
+    Moves(#[from] MovesError),
     /// An address that cannot be.
     #[error("{0}")]
     Address(#[from] kleap_memmap::AddressError),
@@ -175,50 +202,43 @@ fn align_up(bytes: u64, alignment_bytes: u64) -> u64 {
     bytes.next_multiple_of(alignment_bytes)
 }
 
-/// The moves that bring `content` to its place, neighbouring pages as one.
-fn moves(place: &Place, content: Content, page_size_bytes: u64) -> Vec<Move> {
-    let mut moves: Vec<Move> = Vec::new();
-    if place.is_in_place() {
-        return moves;
-    }
-    let end_bytes = place.offset_bytes + content.size_bytes;
-    let mut offset_bytes = place.offset_bytes;
-    while offset_bytes < end_bytes {
-        let within_bytes = offset_bytes % page_size_bytes;
-        let size_bytes = (page_size_bytes - within_bytes).min(end_bytes - offset_bytes);
-        let Some(page) = usize::try_from(offset_bytes / page_size_bytes)
-            .ok()
-            .and_then(|index| place.pages.get(index))
-        else {
-            break; // `check_content` has seen that there is a page for every byte
-        };
-        let source = page.address.as_u64() + within_bytes;
-        let target = place.target.start().as_u64() + offset_bytes;
-        match moves.last_mut() {
-            Some(last) if last.source + last.size_bytes == source => last.size_bytes += size_bytes,
-            _ => moves.push(Move {
-                target,
-                source,
-                size_bytes,
-            }),
+/// What has to be copied to bring `content` to its place: the parts of it that are elsewhere.
+fn copies(place: &Place, content: Content) -> Vec<moves::MemoryCopy> {
+    let content_end_bytes = place.offset_bytes + content.size_bytes;
+    let mut at_bytes = 0;
+    let mut copies = Vec::new();
+    for (part, target) in place.parts_with_targets() {
+        // The part's bytes that are content, from its start.
+        let from_bytes = place.offset_bytes.saturating_sub(at_bytes);
+        let to_bytes = content_end_bytes
+            .saturating_sub(at_bytes)
+            .min(part.size_bytes);
+        at_bytes = at_bytes.saturating_add(part.size_bytes);
+        if part.address == target || from_bytes >= to_bytes {
+            continue;
         }
-        offset_bytes += size_bytes;
+        let at = |start: PhysAddr| start.checked_add(from_bytes).unwrap_or(start);
+        copies.push(moves::MemoryCopy {
+            target: at(target),
+            source: at(part.address),
+            size_bytes: to_bytes - from_bytes,
+        });
     }
-    moves
+    copies
 }
 
-/// Checks that there is a page for every byte of `content`, and room at the target for it and for
+/// Checks that there is memory for every byte of `content`, and room at the target for it and for
 /// whatever else is cleaned. The layout was stored since it was chosen: nothing in it is believed.
-fn check_content(
-    place: &Place,
-    content: Content,
-    clean_size_bytes: u64,
-    page_size_bytes: u64,
-) -> Result<(), StageError> {
-    for page in &place.pages {
-        PhysRange::from_size(page.address, page_size_bytes)?;
+fn check_content(place: &Place, content: Content, clean_size_bytes: u64) -> Result<(), StageError> {
+    for part in &place.parts {
+        PhysRange::from_size(part.address, part.size_bytes)?;
     }
-    let held_bytes = (place.pages.len() as u64).saturating_mul(page_size_bytes);
+    let held_bytes = if place.parts.is_empty() {
+        // The first kernel brings it to its place.
+        place.target.size_bytes()
+    } else {
+        place.held_bytes()
+    };
     for (size_bytes, most_bytes) in [
         (content.size_bytes, held_bytes),
         (content.size_bytes, place.target.size_bytes()),
@@ -250,28 +270,39 @@ fn check_timeline(input: &StageInput<'_>) -> Result<(), StageError> {
     Ok(())
 }
 
+/// The size of a block of the second-lowest level, bytes: what one table for single pages covers.
+fn block_size_bytes(granule_bytes: u64) -> u64 {
+    granule_bytes * (granule_bytes / 8)
+}
+
+/// How memory is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// What is touched.
+    Exact,
+    /// By whole blocks, where that does no harm.
+    Blocks,
+}
+
 /// Everything but the stage itself, as mappings.
-fn mappings(input: &StageInput<'_>, granule_bytes: u64) -> Result<Vec<Mapping>, StageError> {
+fn mappings(
+    input: &StageInput<'_>,
+    moves: &[moves::MemoryCopy],
+    extent: Extent,
+) -> Result<Vec<Mapping>, StageError> {
     let layout = input.layout;
-    let normal = |range, access| Mapping::identity(range, MemoryType::Normal, access);
-    let mut mappings = Vec::new();
-    for place in layout.places() {
-        let is_device_tree = std::ptr::eq(place, &raw const layout.device_tree);
-        if place.is_in_place() {
-            let access = if is_device_tree {
-                Access::ReadWrite
-            } else {
-                Access::ReadOnly
-            };
-            mappings.push(normal(place.target, access));
-        } else {
-            mappings.push(normal(place.target, Access::ReadWrite));
-            for page in &place.pages {
-                let range = PhysRange::from_size(page.address, layout.page_size_bytes)?;
-                mappings.push(normal(range, Access::ReadOnly));
-            }
-        }
+    let units = |start, size_bytes| {
+        let range = PhysRange::from_size(start, size_bytes)?;
+        Ok::<_, StageError>(range.align_outward(layout.unit_bytes).unwrap_or(range))
+    };
+    let mut writable = PhysRanges::from(layout.device_tree.target);
+    let mut sources = PhysRanges::new();
+    for copy in moves {
+        writable.insert(units(copy.target, copy.size_bytes)?);
+        sources.insert(units(copy.source, copy.size_bytes)?);
     }
+    let mut readable: PhysRanges = layout.places().map(|place| place.target).collect();
+
     let mut devices = PhysRanges::new();
     let uart = input
         .uart
@@ -281,21 +312,82 @@ fn mappings(input: &StageInput<'_>, granule_bytes: u64) -> Result<Vec<Mapping>, 
         .chain(input.redistributors.iter().map(|device| Ok(device.range)))
     {
         let range = range?;
-        devices.insert(range.align_outward(granule_bytes).unwrap_or(range));
+        devices.insert(range.align_outward(input.granule_bytes).unwrap_or(range));
     }
-    let stage = PhysRange::from_size(layout.stage.address, layout.page_size_bytes)?;
-    for &device in devices.iter() {
-        let memory = mappings.iter().map(|mapping| mapping.phys).chain([stage]);
-        if let Some(memory) = memory.into_iter().find(|memory| memory.overlaps(device)) {
+
+    if extent == Extent::Blocks {
+        for place in layout.places().filter(|place| !place.is_in_place()) {
+            writable.insert(place.target);
+        }
+        let block_bytes = block_size_bytes(input.granule_bytes);
+        for source in sources.clone().iter() {
+            let Some(around) = source.align_outward(block_bytes) else {
+                continue;
+            };
+            let mut start = around.start();
+            while let Ok(block) = PhysRange::from_size(start, block_bytes)
+                && block.end() <= around.end()
+            {
+                if input.mappable.contains_range(block)
+                    && !writable.overlaps(block)
+                    && !layout.stage.overlaps(block)
+                    && !devices.overlaps(block)
+                {
+                    sources.insert(block);
+                }
+                start = block.end();
+            }
+        }
+    }
+    readable.extend(sources);
+    let readable = readable.difference(&writable);
+
+    let memory = writable.union(&readable).union(&layout.stage.into());
+    for &device in &devices {
+        if let Some(&memory) = memory.within(device).iter().next() {
             return Err(StageError::DeviceInMemory { device, memory });
         }
-        mappings.push(Mapping::identity(
-            device,
-            MemoryType::Device,
-            Access::ReadWrite,
-        ));
     }
+    let all = |ranges: &PhysRanges, memory, access| -> Vec<Mapping> {
+        ranges
+            .iter()
+            .map(|range| Mapping::identity(*range, memory, access))
+            .collect()
+    };
+    let mut mappings = all(&writable, MemoryType::Normal, Access::ReadWrite);
+    mappings.extend(all(&readable, MemoryType::Normal, Access::ReadOnly));
+    mappings.extend(all(&devices, MemoryType::Device, Access::ReadWrite));
     Ok(mappings)
+}
+
+/// Both sets of tables, at `base`, one after the other.
+fn tables(
+    input: &StageInput<'_>,
+    geometry: Geometry,
+    moves: &[moves::MemoryCopy],
+    base: PhysAddr,
+    extent: Extent,
+) -> Result<(Tables, Tables), StageError> {
+    let stage = input.layout.stage;
+    let part = |from_bytes: u64, to: PhysAddr| {
+        let from = stage.start().checked_add(from_bytes).unwrap_or(to);
+        PhysRange::new(from, to)
+    };
+    let at = |bytes: u64| stage.start().checked_add(bytes).unwrap_or(stage.end());
+    let mut mappings = mappings(input, moves, extent)?;
+    for (range, access) in [
+        (part(0, at(STACK_OFFSET_BYTES))?, Access::ReadExecute),
+        (
+            part(STACK_OFFSET_BYTES, at(HAND_OFF_OFFSET_BYTES))?,
+            Access::ReadWrite,
+        ),
+        (part(HAND_OFF_OFFSET_BYTES, stage.end())?, Access::ReadOnly),
+    ] {
+        mappings.push(Mapping::identity(range, MemoryType::Normal, access));
+    }
+    let two = build(geometry, Regime::TwoPrivileges, &mappings, base)?;
+    let one = build(geometry, Regime::OnePrivilege, &mappings, two.range().end())?;
+    Ok((two, one))
 }
 
 /// Builds the stage.
@@ -304,11 +396,17 @@ fn mappings(input: &StageInput<'_>, granule_bytes: u64) -> Result<Vec<Mapping>, 
 /// [`StageError`]; nothing of it depends on the machine's state, only on the input.
 pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     let layout = input.layout;
-    let page_size_bytes = layout.page_size_bytes;
+    let room_bytes = layout.stage.size_bytes();
     let granule = Granule::from_page_size_bytes(input.granule_bytes)
         .ok_or(StageError::Granule(input.granule_bytes))?;
+    let unit_bytes = layout.unit_bytes;
+    if !unit_bytes.is_power_of_two()
+        || !(UNIT_MIN_BYTES..=BASE_ALIGNMENT_BYTES).contains(&unit_bytes)
+    {
+        return Err(StageError::Unit(unit_bytes));
+    }
     let geometry = Geometry::new(granule, VA_BITS, OutputAddressSize::Bits48)?;
-    let start = layout.stage.address;
+    let start = layout.stage.start();
     let program = image::program_at(start.as_u64())?;
 
     let mut contents = vec![(PieceKind::Image, &layout.image, input.image)];
@@ -324,15 +422,15 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     ));
 
     check_timeline(input)?;
-    let (mut pieces, mut all_moves) = (Vec::new(), Vec::new());
+    let (mut pieces, mut copied) = (Vec::new(), Vec::new());
     for &(kind, place, content) in &contents {
         let clean_size_bytes = match kind {
             // BSS and first tables included: the next kernel writes there with the MMU off.
             PieceKind::Image => input.image_size_bytes,
             _ => content.size_bytes,
         };
-        check_content(place, content, clean_size_bytes, page_size_bytes)?;
-        all_moves.extend(moves(place, content, page_size_bytes));
+        check_content(place, content, clean_size_bytes)?;
+        copied.extend(copies(place, content));
         pieces.push(Piece {
             kind,
             start: place.start().as_u64(),
@@ -341,6 +439,9 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
             clean_size_bytes,
         });
     }
+    let piece_bytes: u64 = pieces.iter().map(|piece| piece.size_bytes).sum();
+    let copied_bytes: u64 = copied.iter().map(|copy| copy.size_bytes).sum();
+    let copies = moves::order(&copied, layout.spare, layout.unit_bytes)?;
     let regions: Vec<Redistributors> = input
         .redistributors
         .iter()
@@ -354,47 +455,31 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     // The block's size depends on counts alone, and two more pieces (tables, program) are certain.
     let block_bytes = (abi::HEADER_WORDS
         + (pieces.len() + 2) * abi::PIECE_WORDS
-        + all_moves.len() * abi::MOVE_WORDS
+        + copies.len() * abi::MOVE_WORDS
         + regions.len() * abi::REDISTRIBUTORS_WORDS) as u64
         * 8;
     let tables_offset_bytes = align_up(HAND_OFF_OFFSET_BYTES + block_bytes, STAGE_ALIGNMENT_BYTES);
-    let offset = |bytes: u64| {
+    let base =
         start
-            .checked_add(bytes)
+            .checked_add(tables_offset_bytes)
             .ok_or(kleap_memmap::AddressError::Overflow {
                 start: start.as_u64(),
-                size_bytes: bytes,
-            })
+                size_bytes: tables_offset_bytes,
+            })?;
+    let fits = |two: &Tables, one: &Tables| {
+        tables_offset_bytes + two.range().size_bytes() + one.range().size_bytes() <= room_bytes
     };
-    let part = |from: u64, to: u64| PhysRange::new(offset(from)?, offset(to)?);
-
-    let mut mappings = mappings(input, granule.size_bytes())?;
-    for (range, access) in [
-        (part(0, STACK_OFFSET_BYTES)?, Access::ReadExecute),
-        (
-            part(STACK_OFFSET_BYTES, HAND_OFF_OFFSET_BYTES)?,
-            Access::ReadWrite,
-        ),
-        (
-            part(HAND_OFF_OFFSET_BYTES, page_size_bytes)?,
-            Access::ReadOnly,
-        ),
-    ] {
-        mappings.push(Mapping::identity(range, MemoryType::Normal, access));
+    let mut both = tables(input, geometry, &copies, base, Extent::Exact)?;
+    if !fits(&both.0, &both.1) {
+        both = tables(input, geometry, &copies, base, Extent::Blocks)?;
     }
-    let two = build(
-        geometry,
-        Regime::TwoPrivileges,
-        &mappings,
-        offset(tables_offset_bytes)?,
-    )?;
-    let one = build(geometry, Regime::OnePrivilege, &mappings, two.range().end())?;
+    let (two, one) = both;
     let table_bytes: Vec<u8> = [two.bytes(), one.bytes()].concat();
     let stage_bytes = tables_offset_bytes + table_bytes.len() as u64;
-    if stage_bytes > page_size_bytes || block_bytes > abi::HAND_OFF_MAX_BYTES {
+    if stage_bytes > room_bytes || block_bytes > abi::HAND_OFF_MAX_BYTES {
         return Err(StageError::TooLarge {
             stage_bytes,
-            page_size_bytes,
+            room_bytes,
         });
     }
 
@@ -411,19 +496,28 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         });
     }
     let header = header(input, stage_bytes, &two, &one);
-    let block = abi::encode(&header, &pieces, &all_moves, &regions)?;
+    let moves: Vec<Move> = copies
+        .iter()
+        .map(|copy| Move {
+            target: copy.target.as_u64(),
+            source: copy.source.as_u64(),
+            size_bytes: copy.size_bytes,
+        })
+        .collect();
+    let block = abi::encode(&header, &pieces, &moves, &regions)?;
 
     let mut bytes = program;
     let mut append = |at: u64, part: &[u8]| {
-        // Every offset was checked against the huge page's size.
+        // Every offset was checked against the stage's room.
         bytes.resize(usize::try_from(at).unwrap_or(usize::MAX), 0);
         bytes.extend_from_slice(part);
     };
     append(HAND_OFF_OFFSET_BYTES, &block);
     append(tables_offset_bytes, &table_bytes);
     let summary = Summary {
-        moves: all_moves.len() as u64,
-        moved_bytes: all_moves.iter().map(|copy| copy.size_bytes).sum(),
+        moves: moves.len() as u64,
+        moved_bytes: moves.iter().map(|copy| copy.size_bytes).sum(),
+        in_place_bytes: piece_bytes - copied_bytes,
         verified_bytes: pieces.iter().map(|piece| piece.size_bytes).sum(),
         tables: two.table_count(),
         tables_bytes: table_bytes.len() as u64,
@@ -440,7 +534,7 @@ fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tab
     let layout = input.layout;
     let device_tree = layout.device_tree.start().as_u64();
     Header {
-        stage: layout.stage.address.as_u64(),
+        stage: layout.stage.start().as_u64(),
         stage_size_bytes,
         mair: MAIR,
         tcr_two_privileges: two.tcr(),
@@ -451,8 +545,8 @@ fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tab
         kernel_entry: layout.image.start().as_u64(),
         device_tree,
         timeline: Some(device_tree + input.timeline_offset_bytes),
-        exec_requested: input.exec_requested,
-        exec_prepared: input.exec_prepared,
+        exec_requested: 0,
+        exec_prepared: 0,
         uart: input.uart,
         psci: input.psci,
         kernel_page_size_bytes: input.kernel_page_size_bytes.unwrap_or(0),

@@ -557,9 +557,9 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
 #[cfg(feature = "host")]
 mod encode {
     use super::{
-        HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, HandOffError, Header, MAGIC,
-        MOVES_MAX, Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule, Uart,
-        block_crc32c, refuse, word,
+        HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, HandOff, HandOffError, Header,
+        MAGIC, MOVES_MAX, Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule, Uart,
+        block_crc32c, read_word, refuse, word,
     };
 
     /// Writes a hand-off block.
@@ -657,10 +657,34 @@ mod encode {
         block[word::CRC32C * 8..][..8].copy_from_slice(&digest.to_le_bytes());
         Ok(block)
     }
+
+    /// Writes the two times that are known last into a block that is otherwise complete. `bytes` may be
+    /// longer than the block.
+    ///
+    /// # Errors
+    /// [`HandOffError`] if the block is not sound: then nothing is written.
+    pub fn stamp(
+        bytes: &mut [u8],
+        exec_requested: u64,
+        exec_prepared: u64,
+    ) -> Result<(), HandOffError> {
+        HandOff::decode(bytes)?;
+        let size_bytes = usize::try_from(read_word(bytes, word::SIZE_BYTES)).unwrap_or(0);
+        // As long as the header at least, and not longer than `bytes`: `decode` has seen it.
+        let block = bytes.get_mut(..size_bytes).unwrap_or_default();
+        let mut put = |index: usize, value: u64| {
+            block[index * 8..][..8].copy_from_slice(&value.to_le_bytes());
+        };
+        put(word::EXEC_REQUESTED, exec_requested);
+        put(word::EXEC_PREPARED, exec_prepared);
+        let digest = u64::from(block_crc32c(block));
+        block[word::CRC32C * 8..][..8].copy_from_slice(&digest.to_le_bytes());
+        Ok(())
+    }
 }
 
 #[cfg(feature = "host")]
-pub use encode::encode;
+pub use encode::{encode, stamp};
 
 #[cfg(all(test, feature = "host"))]
 #[allow(clippy::unwrap_used, reason = "a test's helper functions too")]
@@ -732,6 +756,24 @@ mod tests {
             hand_off.redistributors().next().unwrap().size_bytes,
             0xf6_0000
         );
+    }
+
+    #[test]
+    fn a_stamp_changes_the_times_and_nothing_else() {
+        let mut bytes = block();
+        bytes.extend([0xaa; 64]);
+        stamp(&mut bytes, 77, 88).unwrap();
+        let expected = Header {
+            exec_requested: 77,
+            exec_prepared: 88,
+            ..header()
+        };
+        assert_eq!(HandOff::decode(&bytes).unwrap().header, expected);
+        assert!(bytes.ends_with(&[0xaa; 64]));
+        bytes[word::KERNEL_ENTRY * 8] ^= 1;
+        let damaged = bytes.clone();
+        assert_eq!(stamp(&mut bytes, 1, 2).unwrap_err().rule, Rule::Digest);
+        assert_eq!(bytes, damaged);
     }
 
     #[test]

@@ -166,6 +166,20 @@ impl Machine for Simulated<'_> {
     }
 }
 
+/// Where a byte of a place is held, and how many follow it there.
+fn whereabouts(place: &Place, at_bytes: u64) -> (u64, usize) {
+    let mut before = 0;
+    for part in &place.parts {
+        if at_bytes < before + part.size_bytes {
+            let within = at_bytes - before;
+            let rest = usize::try_from(part.size_bytes - within).unwrap();
+            return (part.address.as_u64() + within, rest);
+        }
+        before += part.size_bytes;
+    }
+    panic!("no part holds byte {at_bytes}");
+}
+
 /// What `load` does: digests in the scenario, contents in the owned pages.
 fn load(scenario: &mut Scenario, seed: u64, memory: &mut Memory) -> Vec<(Place, Vec<u8>)> {
     let mut loaded = Vec::new();
@@ -186,14 +200,9 @@ fn load(scenario: &mut Scenario, seed: u64, memory: &mut Memory) -> Vec<(Place, 
         content.crc32c = crc32c::update(0, &bytes);
         let mut done = 0;
         while done < bytes.len() {
-            let at = place.offset_bytes + done as u64;
-            let page = place.pages[usize::try_from(at / HUGE).unwrap()]
-                .address
-                .as_u64();
-            let count = usize::try_from(HUGE - at % HUGE)
-                .unwrap()
-                .min(bytes.len() - done);
-            memory.write(page + at % HUGE, &bytes[done..done + count]);
+            let (address, most) = whereabouts(place, place.offset_bytes + done as u64);
+            let count = most.min(bytes.len() - done);
+            memory.write(address, &bytes[done..done + count]);
             done += count;
         }
         loaded.push((place.clone(), bytes));
@@ -351,8 +360,7 @@ proptest! {
         let stage = scenario.prepare().unwrap();
         let (place, bytes) = &loaded[at.index(loaded.len())];
         let byte = at.index(bytes.len()) as u64 + place.offset_bytes;
-        let page = place.pages[usize::try_from(byte / HUGE).unwrap()].address.as_u64();
-        let address = page + byte % HUGE;
+        let (address, _) = whereabouts(place, byte);
         let flipped = memory.read(address, 1)[0] ^ (1 << bit);
         memory.write(address, &[flipped]);
         let (mut machine, block) = enter(&stage, level, memory);

@@ -108,22 +108,40 @@ fn merged(mut stretches: Vec<Stretch>) -> Vec<Stretch> {
 /// All that may be mapped.
 fn expected(scenario: &Scenario) -> Vec<Stretch> {
     let layout = &scenario.layout;
-    let stage = layout.stage.address.as_u64();
+    let (stage, stage_end) = (layout.stage.start().as_u64(), layout.stage.end().as_u64());
     let mut all = vec![
         (stage, stage + 0x1_0000, READ_EXECUTE),
         (stage + 0x1_0000, stage + 0x2_0000, READ_WRITE),
-        (stage + 0x2_0000, stage + HUGE, READ),
+        (stage + 0x2_0000, stage_end, READ),
     ];
-    for (kind, place, _) in scenario.contents() {
-        let target = (place.target.start().as_u64(), place.target.end().as_u64());
-        let in_place = place.pages[0].address == place.target.start();
-        let written = !in_place || kind == PieceKind::DeviceTree;
-        all.push((target.0, target.1, if written { READ_WRITE } else { READ }));
-        for page in place.pages.iter().filter(|_| !in_place) {
-            let start = page.address.as_u64();
-            all.push((start, start + HUGE, READ));
+    // Unit by unit: whether it is written, whether it is read.
+    let mut rights = std::collections::BTreeMap::new();
+    let unit = layout.unit_bytes;
+    for (kind, place, content) in scenario.contents() {
+        let target = place.target.start().as_u64();
+        for at in (0..place.target.size_bytes()).step_by(usize::try_from(unit).unwrap()) {
+            let written = kind == PieceKind::DeviceTree;
+            *rights.entry(target + at).or_insert(false) |= written;
+        }
+        let mut at = 0;
+        for part in &place.parts {
+            for inside in (0..part.size_bytes).step_by(usize::try_from(unit).unwrap()) {
+                let source = part.address.as_u64() + inside;
+                let has_content =
+                    at + unit > place.offset_bytes && at < place.offset_bytes + content.size_bytes;
+                if source != target + at && has_content {
+                    *rights.entry(target + at).or_insert(true) = true;
+                    rights.entry(source).or_insert(false);
+                }
+                at += unit;
+            }
         }
     }
+    all.extend(
+        rights
+            .into_iter()
+            .map(|(start, written)| (start, start + unit, if written { READ_WRITE } else { READ })),
+    );
     // Registers in whole granules, each once.
     let granule = scenario.granule_bytes;
     let mut granules = std::collections::BTreeSet::new();

@@ -1,0 +1,361 @@
+//! Huge pages for a payload: enough of them, where they do most good.
+//!
+//! Linux hands out huge pages in no order that could be asked for. So pages are taken, looked at, and more are
+//! taken until there is a run for every piece, within limits that leave the machine its memory:
+//!
+//! 1. pages of 2 MiB, which every granule has: as many as are needed, from the node of the CPU that jumps;
+//! 2. more of them, in steps; memory is compacted once, when there are no more to be had;
+//! 3. smaller ones, where there are not even enough to hold the payload;
+//! 4. larger ones, one of which is a run by itself: for that, what is of no use is given back first.
+//!
+//! What then still has no run goes to the place that has the most of it already, and only the rest is moved
+//! at hand-over. Nothing is kept that the layout does not use.
+//!
+//! Pinning can move pages (out of memory that the kernel wants to keep movable), and pages can migrate until
+//! they are pinned. So addresses are read again when the pages are pinned, and what moved meanwhile is laid
+//! out again.
+
+use crate::error::Failure;
+use crate::machine::Memory;
+use crate::output;
+use crate::payload::{runs, used_pages};
+use crate::store::{NewPayload, Store};
+use kleap_linux::pagemap::Pagemap;
+use kleap_linux::pin::{Pin, Region};
+use kleap_linux::{facts, hugepages, numa};
+use kleap_memmap::PhysAddr;
+use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
+use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout};
+
+/// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
+pub(crate) const STAGE_BYTES: u64 = 2 << 20;
+/// The most that is asked for, bytes.
+const STAGE_MAX_BYTES: u64 = 32 << 20;
+/// The size that is taken first, bytes: the smallest that every granule has, and the alignment of an Image.
+const FIRST_SIZE_BYTES: u64 = BASE_ALIGNMENT_BYTES;
+/// How far the search for runs goes, where `auto` can fall back to moving: at most this many
+/// times what is needed, and this part of the available memory.
+const SEARCH_AUTO: Limits = Limits {
+    factor: 3,
+    available_percent: 50,
+};
+/// And where it cannot, because only `in-place` will do.
+const SEARCH_IN_PLACE: Limits = Limits {
+    factor: 16,
+    available_percent: 80,
+};
+/// In so many steps.
+const SEARCH_STEPS: u64 = 8;
+/// How often pages that moved while they were pinned are laid out again.
+const PIN_TRIES: u32 = 4;
+
+/// Limits of a search.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    factor: u64,
+    available_percent: u64,
+}
+
+/// Pages with a layout for them, and pinned where the kernel allows it.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) layout: Layout,
+    pub(crate) pin: Option<Pin>,
+}
+
+struct Search<'a> {
+    store: &'a Store,
+    payload: &'a mut NewPayload,
+    pagemap: Pagemap,
+    memory: &'a Memory,
+    requirements: Requirements,
+    strategy: Strategy,
+    node: Option<u32>,
+    /// Bytes of pages that the payload has.
+    held_bytes: u64,
+    /// The most it may have.
+    most_bytes: u64,
+}
+
+impl Search<'_> {
+    /// Every page with its address, as far as the next kernel will find ordinary memory there.
+    fn owned(&self) -> Result<Vec<Owned>, Failure> {
+        let mut owned = Vec::new();
+        for (number, file) in self.payload.files.iter().enumerate() {
+            let pages = file.pages()?;
+            for index in file.present() {
+                let page = Owned {
+                    address: pages.address(&self.pagemap, index)?,
+                    size_bytes: file.page_size_bytes,
+                    file: number,
+                    offset_bytes: index as u64 * file.page_size_bytes,
+                };
+                if self.memory.usable.contains_range(page.range()) {
+                    owned.push(page);
+                }
+            }
+        }
+        Ok(owned)
+    }
+
+    /// Where a byte of a file is now.
+    fn address(&self, file: usize, offset_bytes: u64) -> Result<PhysAddr, Failure> {
+        let gone = || Failure::Changed(format!("the payload has no byte {offset_bytes}"));
+        let file = self.payload.files.get(file).ok_or_else(gone)?;
+        let index = usize::try_from(offset_bytes / file.page_size_bytes).map_err(|_| gone())?;
+        let page = file.pages()?.address(&self.pagemap, index)?;
+        page.checked_add(offset_bytes % file.page_size_bytes)
+            .ok_or_else(gone)
+    }
+
+    fn choose(&self, owned: &[Owned], strategy: Strategy) -> Result<Layout, LayoutError> {
+        let unit_bytes = self
+            .payload
+            .files
+            .iter()
+            .map(|file| file.page_size_bytes)
+            .fold(BASE_ALIGNMENT_BYTES, u64::min);
+        layout::choose(
+            owned,
+            unit_bytes,
+            &self.memory.plain,
+            &self.requirements,
+            strategy,
+        )
+    }
+
+    /// The layout that nothing needs to be moved for, where there may be one.
+    fn try_first(&self) -> Result<Result<Layout, LayoutError>, Failure> {
+        let strategy = match self.strategy {
+            Strategy::Auto => Strategy::InPlace,
+            strategy => strategy,
+        };
+        match self.choose(&self.owned()?, strategy) {
+            Err(
+                error @ (LayoutError::NoRun { .. }
+                | LayoutError::NoTarget { .. }
+                | LayoutError::TooFewPages { .. }),
+            ) => Ok(Err(error)),
+            Err(error) => Err(error.into()),
+            Ok(layout) => Ok(Ok(layout)),
+        }
+    }
+
+    /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
+    fn take(&mut self, size_bytes: u64, pages: u64, set_aside: bool) -> Result<u64, Failure> {
+        let most = self.most_bytes.saturating_sub(self.held_bytes) / size_bytes;
+        let pages = pages.min(most);
+        if pages == 0 {
+            return Ok(0);
+        }
+        let came = self
+            .store
+            .extend(self.payload, size_bytes, pages, self.node, set_aside)?;
+        self.held_bytes += came * size_bytes;
+        Ok(came)
+    }
+
+    /// Gives back what a layout does not use.
+    fn trim(&mut self, layout: &Layout) -> Result<(), Failure> {
+        let sizes: Vec<u64> = self
+            .payload
+            .files
+            .iter()
+            .map(|file| file.page_size_bytes)
+            .collect();
+        let used = used_pages(layout, &sizes);
+        let is_used =
+            |file: usize, page: usize| used.get(file).is_some_and(|pages| pages.contains(&page));
+        self.store.trim(self.payload, is_used)?;
+        self.held_bytes = used
+            .iter()
+            .zip(&sizes)
+            .map(|(pages, size)| pages.len() as u64 * size)
+            .sum();
+        Ok(())
+    }
+
+    /// All steps, until every piece has a run or nothing more can be done.
+    fn gather(&mut self, needed_bytes: u64) -> Result<Layout, Failure> {
+        let sizes = hugepages::sizes()?;
+        let first_size = sizes
+            .iter()
+            .copied()
+            .find(|size| *size >= FIRST_SIZE_BYTES)
+            .ok_or(kleap_linux::Error::NoHugePages {
+                page_size_bytes: FIRST_SIZE_BYTES,
+            })?;
+        let needed = needed_bytes.div_ceil(first_size);
+        let mut came = self.take(first_size, needed, true)?;
+        if came < needed && hugepages::compact_memory() {
+            came += self.take(first_size, needed - came, true)?;
+        }
+        if let Ok(layout) = self.try_first()? {
+            return Ok(layout);
+        }
+        let step = (self.most_bytes.saturating_sub(needed_bytes) / first_size)
+            .div_ceil(SEARCH_STEPS)
+            .max(1);
+        let mut compacted = came < needed;
+        loop {
+            let added = self.take(first_size, step, false)?;
+            if added == 0 {
+                if compacted || !hugepages::compact_memory() {
+                    break;
+                }
+                compacted = true;
+            }
+            if let Ok(layout) = self.try_first()? {
+                return Ok(layout);
+            }
+        }
+        for size in sizes.iter().rev().filter(|size| **size < first_size) {
+            let missing_bytes = needed_bytes.saturating_sub(self.held_bytes);
+            self.take(*size, missing_bytes.div_ceil(*size), false)?;
+        }
+        if self.strategy != Strategy::Relocate {
+            // With what is of no use given back, there may be room for something larger.
+            if let Ok(layout) = self.choose(&self.owned()?, Strategy::Auto) {
+                if layout.is_in_place() {
+                    return Ok(layout);
+                }
+                self.trim(&layout)?;
+            }
+            for size in sizes.into_iter().filter(|size| *size > first_size) {
+                let r = &self.requirements;
+                let image_bytes = r.text_offset_bytes.saturating_add(r.image_size_bytes);
+                let wanted = image_bytes.div_ceil(size) + r.initrd_bytes.div_ceil(size);
+                // One more: a run of several has to begin somewhere.
+                if self.take(size, wanted + u64::from(wanted > 2), false)? == 0 {
+                    continue;
+                }
+                if let Ok(layout) = self.try_first()? {
+                    return Ok(layout);
+                }
+            }
+        }
+        let owned = self.owned()?;
+        let layout = self.choose(&owned, self.strategy);
+        Ok(layout.map_err(|error| match error {
+            // Not a question of places, then: say how much there was.
+            LayoutError::TooFewPages { wanted_bytes, .. } => LayoutError::TooFewPages {
+                wanted_bytes,
+                found_bytes: self.held_bytes,
+            },
+            error => error,
+        })?)
+    }
+
+    /// Pins what a layout uses. Pages that moved meanwhile are laid out again.
+    fn pin(&mut self, mut layout: Layout) -> Result<Placed, Failure> {
+        for _ in 0..PIN_TRIES {
+            let sizes: Vec<u64> = self
+                .payload
+                .files
+                .iter()
+                .map(|file| file.page_size_bytes)
+                .collect();
+            let used = used_pages(&layout, &sizes);
+            let mut regions = Vec::new();
+            for (file, pages) in self.payload.files.iter().zip(&used) {
+                let file = file.pages()?;
+                regions.extend(runs(pages).into_iter().map(|pages| Region { file, pages }));
+            }
+            let pin = match Pin::new(&regions) {
+                Ok(pin) => Some(pin),
+                Err(error) => {
+                    output::warn(&format!(
+                        "warning: {error}; should the kernel move a page, exec finds it"
+                    ));
+                    None
+                }
+            };
+            let again = layout.repaired(&self.memory.plain, |file, offset_bytes| {
+                self.address(file, offset_bytes)
+            });
+            if again.is_ok_and(|again| again == layout) {
+                self.trim(&layout)?;
+                return Ok(Placed { layout, pin });
+            }
+            drop(pin);
+            layout = self.choose(&self.owned()?, self.strategy)?;
+        }
+        Err(Failure::Changed(
+            "the kernel keeps moving the payload's pages".into(),
+        ))
+    }
+}
+
+/// Gets pages for a new payload, and a layout for them. `try_stage` says whether the relocator's stage can be
+/// built for a layout.
+pub(crate) fn find(
+    store: &Store,
+    payload: &mut NewPayload,
+    requirements: &Requirements,
+    strategy: Strategy,
+    memory: &Memory,
+    try_stage: impl Fn(&Layout) -> Result<(), Failure>,
+) -> Result<Placed, Failure> {
+    let whole = |bytes: u64| {
+        bytes
+            .max(1)
+            .checked_next_multiple_of(FIRST_SIZE_BYTES)
+            .unwrap_or(u64::MAX)
+    };
+    let needed_bytes = [
+        requirements
+            .text_offset_bytes
+            .saturating_add(requirements.image_size_bytes),
+        requirements.initrd_bytes,
+        requirements.device_tree_bytes,
+        requirements.stage_bytes,
+    ]
+    .into_iter()
+    .filter(|bytes| *bytes > 0)
+    .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
+    let (_, available_bytes) = facts::memory_bytes()?;
+    let mut pools_bytes = 0;
+    for size in hugepages::sizes()? {
+        pools_bytes += hugepages::Pool::of_size(size)?.available()? * size;
+    }
+    let available_bytes = available_bytes.saturating_add(pools_bytes);
+    if needed_bytes > available_bytes {
+        return Err(Failure::Memory {
+            needed_bytes,
+            available_bytes,
+        });
+    }
+    let limits = match strategy {
+        Strategy::InPlace => SEARCH_IN_PLACE,
+        Strategy::Auto | Strategy::Relocate | Strategy::Kernel => SEARCH_AUTO,
+    };
+    let share_bytes = available_bytes / 100 * limits.available_percent;
+    let most_bytes =
+        needed_bytes.max((needed_bytes.saturating_mul(limits.factor)).min(share_bytes));
+
+    let node = numa::boot_cpu_node();
+    // For fallocate(2), which takes pages from the pool.
+    let _preference = node.and_then(|node| numa::prefer_node(node).ok());
+    let mut search = Search {
+        store,
+        payload,
+        pagemap: Pagemap::open()?,
+        memory,
+        requirements: *requirements,
+        strategy,
+        node,
+        held_bytes: 0,
+        most_bytes,
+    };
+    let mut layout = search.gather(needed_bytes)?;
+    while let Err(failure) = try_stage(&layout) {
+        // Scattered pages take more tables. The pages stay; the stage becomes larger.
+        let stage_bytes = search.requirements.stage_bytes.saturating_mul(2);
+        if !failure.is_stage_too_large() || stage_bytes > STAGE_MAX_BYTES {
+            return Err(failure);
+        }
+        search.requirements.stage_bytes = stage_bytes;
+        layout = search.choose(&search.owned()?, strategy)?;
+    }
+    search.pin(layout)
+}
