@@ -490,7 +490,8 @@ pub fn open_to_wait(path: &Path) -> Result<OwnedFd, Error> {
 }
 
 /// Waits until no process holds the payload that [`open_to_wait`] opened and that has been unlinked since; says
-/// whether that is so. Its pages are in the pool then.
+/// whether that is so. Its pages are in the pool then, unless the holder was killed: the kernel unpins them a
+/// moment after that. Where there is no inotify, it takes up to half a second.
 #[must_use]
 pub fn wait_released(file: BorrowedFd<'_>, deadline_ms: u64) -> bool {
     let deadline = Deadline::new(deadline_ms);

@@ -10,7 +10,8 @@
 //! - **io_uring**: registered buffers (`IORING_REGISTER_BUFFERS`) are pinned with `FOLL_LONGTERM`, the
 //!   kernel's own notion of a page that stays for as long as somebody wants. The kernel may *move* pages while
 //!   it pins them, out of memory that has to stay movable (`ZONE_MOVABLE`, CMA), where a pin would be in the
-//!   way. It may be turned off (`kernel.io_uring_disabled`, seccomp, CONFIG_IO_URING).
+//!   way. It may be turned off (`kernel.io_uring_disabled`, seccomp, CONFIG_IO_URING), and without
+//!   CAP_IPC_LOCK the pages count against RLIMIT_MEMLOCK.
 //! - **pipe**: vmsplice(2) of one byte of each page leaves a reference to it in the pipe. Any kernel can do
 //!   that, but the page stays in memory from which it should go, and offlining that memory fails then.
 //!
@@ -19,9 +20,9 @@
 //! Pins belong to an open file and end with the last descriptor of it, and so with the process: to keep them
 //! is [`crate::holder`]'s work.
 //!
-//! Rejected: udmabuf. It takes only a memfd that is sealed with `F_SEAL_SHRINK`. A file of a mounted hugetlbfs
-//! cannot have that seal, it is born with `F_SEAL_SEAL`; and a memfd is gone with the last process that has
-//! it, while the payload has to outlive them all.
+//! Rejected: udmabuf. It takes only a file that is sealed with `F_SEAL_SHRINK`. A file of a mounted hugetlbfs
+//! cannot be: it is born with `F_SEAL_SEAL`, no more seals. A memfd can, but is gone with the last process that
+//! has it, while the payload has to outlive them all.
 
 use crate::Error;
 use crate::hugepages::PageFile;
