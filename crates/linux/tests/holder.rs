@@ -171,6 +171,13 @@ fn status(process: u32, name: &str) -> String {
     line.unwrap().trim_start_matches(':').trim().to_owned()
 }
 
+/// The session of a process: the fourth word after its name, which may have spaces.
+fn session(process: &str) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let (_, words) = stat.rsplit_once(") ").unwrap();
+    words.split(' ').nth(3).unwrap().to_owned()
+}
+
 fn lives_on() {
     let payload = Payload::new("lives-on");
     // As a shell's `exec 9>lock` leaves it: open, and not close-on-exec.
@@ -212,10 +219,7 @@ fn lives_on() {
     }
     let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap();
     assert!(environment.is_empty());
-    let session = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let session = session.rsplit(") ").next().unwrap().split(' ').nth(3);
-    let own = rustix::process::getsid(None).unwrap().as_raw_nonzero();
-    assert_ne!(session.unwrap(), own.to_string());
+    assert_ne!(session(&process.to_string()), session("self"));
 
     let file = holder::open_to_wait(&payload.0).unwrap();
     assert!(!holder::wait_released(file.as_fd(), 50));
