@@ -345,16 +345,19 @@ impl PageFile {
     /// Allocates every page. fallocate(2) answers with an error where touching would be a SIGBUS.
     fn allocate(&self) -> Result<(), Error> {
         let size_bytes = self.pages as u64 * self.page_size_bytes as u64;
-        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, size_bytes).map_err(
-            |source| match source {
-                rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => Error::HugePages {
-                    wanted: self.pages as u64,
-                    found: 0,
-                    page_size_bytes: self.page_size_bytes as u64,
-                },
-                source => Error::file("cannot allocate", &self.path, source),
+        // A signal need not be one that this process sees: on 5.10 the end of an io_uring interrupts too. What
+        // was allocated stays, so trying again ends.
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, size_bytes)
+        })
+        .map_err(|source| match source {
+            rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => Error::HugePages {
+                wanted: self.pages as u64,
+                found: 0,
+                page_size_bytes: self.page_size_bytes as u64,
             },
-        )
+            source => Error::file("cannot allocate", &self.path, source),
+        })
     }
 
     /// The same file with `more` pages at its end.
@@ -466,8 +469,10 @@ impl PageFile {
         let size_bytes = self.page_size_bytes as u64;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (offset, length) = (range.start as u64, range.len() as u64);
-        rustix::fs::fallocate(&self.file, flags, offset * size_bytes, length * size_bytes)
-            .map_err(|error| Error::file("cannot punch a hole into", &self.path, error))
+        rustix::io::retry_on_intr(|| {
+            rustix::fs::fallocate(&self.file, flags, offset * size_bytes, length * size_bytes)
+        })
+        .map_err(|error| Error::file("cannot punch a hole into", &self.path, error))
     }
 }
 
