@@ -345,8 +345,8 @@ impl PageFile {
     /// Allocates every page. fallocate(2) answers with an error where touching would be a SIGBUS.
     fn allocate(&self) -> Result<(), Error> {
         let size_bytes = self.pages as u64 * self.page_size_bytes as u64;
-        // A signal need not be one that this process sees: on 5.10 the end of an io_uring interrupts too. What
-        // was allocated stays, so trying again ends.
+        // Seen on 5.10 right after an io_uring was closed, with no signal sent by anybody. What was allocated
+        // stays, so trying again ends.
         rustix::io::retry_on_intr(|| {
             rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, size_bytes)
         })

@@ -26,7 +26,7 @@
 
 use crate::Error;
 use crate::hugepages::PageFile;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::io_uring::{IoringRegisterOp, io_uring_params, io_uring_register, io_uring_setup};
 use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags};
 use std::fmt;
@@ -179,14 +179,14 @@ impl Pin {
             // SAFETY: `buffers` is an array of `struct iovec` of this length, which the call only reads. What
             // the buffers themselves name is memory of a live mapping, and no operation that would read or
             // write them is ever submitted: the ring is not even mapped.
-            unsafe {
+            retry_on_intr(|| unsafe {
                 io_uring_register(
                     ring,
                     IoringRegisterOp::RegisterBuffers,
                     buffers.as_ptr().cast(),
                     u32::try_from(buffers.len()).unwrap_or(u32::MAX),
                 )
-            }
+            })
             .map_err(|source| Error::Call {
                 call: format!(
                     "io_uring_register(IORING_REGISTER_BUFFERS, {} buffers of {} bytes in all)",
@@ -260,16 +260,17 @@ impl Drop for Pin {
             return;
         }
         for ring in &self.files {
-            // Closing a ring leaves the unpinning to a worker of the kernel; this does it here and now.
+            // Closing a ring leaves the unpinning to a worker of the kernel; this does it here and now. It waits
+            // for the ring's users, of which there are none, but the wait can be interrupted.
             // SAFETY: the call takes no memory, and nothing uses the buffers.
-            let _ = unsafe {
+            let _ = retry_on_intr(|| unsafe {
                 io_uring_register(
                     ring,
                     IoringRegisterOp::UnregisterBuffers,
                     std::ptr::null(),
                     0,
                 )
-            };
+            });
         }
     }
 }
