@@ -32,9 +32,14 @@ fn run() -> Result<()> {
     match env::args().nth(1).as_deref() {
         Some("initrd-digest") => initrd::print_digest(),
         Some("hugepages") => hugepages::print(),
+        // What systemd-shutdown does, and `kexec -e`: nobody asks kleap.
+        Some("reboot-kexec") => {
+            rustix::system::reboot(rustix::system::RebootCommand::Kexec)?;
+            bail!("reboot(LINUX_REBOOT_CMD_KEXEC) came back")
+        }
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|hugepages|without-syscall NAME ERROR COMMAND..."
+            "usage: kleap-guest initrd-digest|hugepages|reboot-kexec|without-syscall NAME ERROR COMMAND..."
         ),
     }
 }

@@ -95,6 +95,8 @@ pub(crate) enum Strategy {
     Relocate,
     /// The command chooses.
     Auto,
+    /// The first kernel copies everything.
+    Kernel,
 }
 
 impl Strategy {
@@ -104,6 +106,7 @@ impl Strategy {
             Self::InPlace => "in-place",
             Self::Relocate => "relocate",
             Self::Auto => "auto",
+            Self::Kernel => "kernel",
         }
     }
 }
@@ -123,6 +126,8 @@ pub(crate) enum Script {
         /// What is broken.
         fault: &'static str,
     },
+    /// Loads with `--early`, and lets somebody else reboot.
+    Early,
     /// A script of its own.
     Text(&'static str),
 }
@@ -224,6 +229,12 @@ impl Row {
         row
     }
 
+    fn early(first: &'static str, second: &'static str, kind: Kind) -> Self {
+        let mut row = Self::hand_over(first, second, kind, Strategy::Auto);
+        row.script = Script::Early;
+        row.named()
+    }
+
     fn bad_input(first: &'static str) -> Self {
         let mut row = Self::hand_over(first, "5.10", EL1_A57, Strategy::Auto);
         row.script = Script::Text(BAD_INPUT);
@@ -256,6 +267,7 @@ impl Row {
             Script::HandOver(strategy) => strategy.word(),
             Script::Refuse(_) => "refused",
             Script::Break { .. } => "broken",
+            Script::Early => "early",
             Script::Text(_) => "script",
         };
         self.name = format!(
@@ -330,6 +342,18 @@ impl Row {
                 let (patterns, load) = (patterns.join(" "), load(Strategy::Auto));
                 format!("refuse {patterns} -- {load}\nfinish ok\n")
             }
+            Script::Early => format!(
+                "say payload initrd_bytes={}\nbefore=$(cat /sys/kernel/kexec_loaded)\n\
+                 must {} --early\nrun kleap status\n\
+                 [ \"$before$(cat /sys/kernel/kexec_loaded)\" = 01 ] || finish fail 'not loaded early'\n\
+                 must kleap unload\n\
+                 [ \"$(cat /sys/kernel/kexec_loaded)\" = 0 ] || finish fail 'unload left it loaded'\n\
+                 must {} --early\nsay executing\nrun kleap-guest reboot-kexec\n\
+                 finish fail 'the reboot came back'\n",
+                initrd.size_bytes,
+                load(Strategy::Auto),
+                load(Strategy::Auto),
+            ),
             Script::Break { strategy, fault } => format!(
                 "must {}\nsay executing\nrun kleap exec --inject-fault '{fault}'\n\
                  finish fail 'kleap exec came back'\n",
@@ -483,6 +507,24 @@ pub(crate) fn all() -> Vec<Row> {
         "16k-pages",
         &["16 ?K"],
     ));
+    // The first kernel does what the relocator usually does; on each machine, from old to new.
+    for (first, second, kind) in [
+        ("5.10", "7.3", EL2_A57),
+        ("6.1", "5.10", EL1_A57),
+        ("6.12", "6.1", VHE_N1),
+        ("7.3", "6.12", VHE_MAX),
+        ("6.12-16k", "6.12-16k", VHE_N1),
+    ] {
+        rows.push(Row::hand_over(first, second, kind, Strategy::Kernel));
+    }
+    rows.push(Row::hand_over("6.1", "6.12", EL2_A57, Strategy::Kernel).large());
+    for (first, second, kind) in [
+        ("5.10", "6.12", EL2_A57),
+        ("6.1", "7.3", EL1_A57),
+        ("7.3", "6.1", VHE_MAX),
+    ] {
+        rows.push(Row::early(first, second, kind));
+    }
     rows.extend(["5.10", "6.1", "7.3"].map(Row::bad_input));
     rows.extend(broken());
     for row in &mut rows {

@@ -394,7 +394,8 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failur
         )?;
         exec::stage(&trial, &payload.memory).map(|_| ())
     };
-    let Placed { layout, pin } = place::find(
+    // Pinned by this process until the holder has them too.
+    let Placed { layout, pin: _pin } = place::find(
         store,
         &mut new,
         &payload.requirements(place::STAGE_BYTES),
@@ -427,12 +428,7 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failur
     // What `exec` will do is tried out now, while there is nothing to lose.
     let stage = exec::stage(&loaded, &payload.memory)?;
     let holder = hold::start(&loaded);
-    loaded.pinned_by = holder
-        .as_ref()
-        .map(|(_, method)| *method)
-        .or(pin.as_ref().map(kleap_linux::pin::Pin::method))
-        .filter(|_| holder.is_some())
-        .map(|method| method.name().to_owned());
+    loaded.pinned_by = holder.as_ref().map(|(_, method)| method.name().to_owned());
     if loaded.early {
         give_to_kernel(store, &stage)?;
     }

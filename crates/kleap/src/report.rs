@@ -73,9 +73,10 @@ fn read() -> Result<Timeline, Failure> {
     Timeline::decode(&bytes).map_err(|error| Failure::NoReport(error.to_string()))
 }
 
-/// Seconds between two counter values; `None` if they are in the wrong order or the frequency is 0.
+/// Seconds between two counter values; `None` if one of them is 0, which stands for "not known", if they are
+/// in the wrong order, or if the frequency is 0.
 fn seconds(from: u64, to: u64, frequency_hz: u64) -> Option<f64> {
-    (frequency_hz != 0).then_some(())?;
+    (frequency_hz != 0 && from != 0 && to != 0).then_some(())?;
     Some(to.checked_sub(from)? as f64 / frequency_hz as f64)
 }
 
@@ -188,7 +189,13 @@ fn table(report: &Report) -> String {
             report.lpis_stuck
         );
     }
-    if report.total_seconds.is_none() {
+    if report.counter.exec_requested == 0 {
+        line!(
+            text,
+            "shutdown is unknown: the kernel had everything since load, and was not told when to go by kleap exec"
+        );
+    }
+    if report.counter.init_started.is_none() {
         line!(
             text,
             "kernel startup is unknown: the kernel log no longer has, or may not be read for, the start of PID 1"
@@ -237,6 +244,24 @@ mod tests {
         let parts: f64 = report.phases.iter().filter_map(|phase| phase.seconds).sum();
         assert_eq!(Some(parts), report.total_seconds);
         assert_eq!(report.phases[1].seconds, Some(0.5));
+    }
+
+    /// With `load --early` and a reboot by somebody else nobody notes when it began.
+    #[test]
+    fn a_beginning_that_nobody_noted_is_unknown() {
+        let timeline = Timeline {
+            frequency_hz: 1000,
+            relocator_entered: 2000,
+            kernel_entered: 2500,
+            ..Timeline::default()
+        };
+        let report = build(&timeline, Some(5000));
+        assert_eq!(report.phases[0].seconds, None);
+        assert_eq!(report.phases[1].seconds, Some(0.5));
+        assert_eq!(report.total_seconds, None);
+        let text = table(&report);
+        assert!(text.contains("shutdown is unknown"), "{text}");
+        assert!(!text.contains("startup is unknown"), "{text}");
     }
 
     #[test]
