@@ -1,25 +1,32 @@
 //! The initrd as the kernel was given it.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
+use kleap_devicetree::Tree;
 use sha2::{Digest, Sha256};
 
 use crate::kcore::Kcore;
 
-/// Where the device tree says what the kernel was given.
-const CHOSEN: &str = "/proc/device-tree/chosen";
+/// The device tree that the kernel was given. Kernels that use ACPI have no `/proc/device-tree`.
+const DEVICE_TREE: &str = "/sys/firmware/fdt";
+
+/// Where it lies: first byte, and the one after the last.
+fn addresses() -> Result<(u64, u64)> {
+    let bytes = fs::read(DEVICE_TREE).with_context(|| format!("cannot read {DEVICE_TREE}"))?;
+    let initrd = Tree::parse(&bytes)
+        .with_context(|| format!("{DEVICE_TREE} is malformed"))?
+        .initrd()
+        .context("the device tree names no initrd")?;
+    Ok((initrd.start().as_u64(), initrd.end().as_u64()))
+}
 
 /// Prints `sha256=... bytes=... mb_per_s=...`.
 pub(crate) fn print_digest() -> Result<()> {
-    let start = address("linux,initrd-start")?;
-    let end = address("linux,initrd-end")?;
-    ensure!(
-        start < end,
-        "the device tree's initrd is empty: {start:#x} to {end:#x}"
-    );
+    let (start, end) = addresses()?;
     let mut kcore = Kcore::open()?;
     let mut digest = Sha256::new();
     let began = Instant::now();
@@ -40,34 +47,18 @@ pub(crate) fn print_digest() -> Result<()> {
     Ok(())
 }
 
-/// An address of one or two cells.
-fn address(name: &str) -> Result<u64> {
-    let path = Path::new(CHOSEN).join(name);
-    let bytes = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
-    parse_cells(&bytes).with_context(|| format!("{} is malformed", path.display()))
-}
-
-fn parse_cells(bytes: &[u8]) -> Result<u64> {
-    if let Ok(cell) = <[u8; 4]>::try_from(bytes) {
-        Ok(u64::from(u32::from_be_bytes(cell)))
-    } else if let Ok(cells) = <[u8; 8]>::try_from(bytes) {
-        Ok(u64::from_be_bytes(cells))
-    } else {
-        bail!("{} bytes are neither one nor two cells", bytes.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_or_two_cells() {
-        assert_eq!(parse_cells(&[0x48, 0, 0, 1]).unwrap(), 0x4800_0001);
-        assert_eq!(
-            parse_cells(&[0, 0, 0, 1, 0x48, 0, 0, 1]).unwrap(),
-            0x1_4800_0001
-        );
-        assert!(parse_cells(&[1, 2]).is_err());
-    }
+/// Writes it to a file.
+pub(crate) fn copy_to(path: &Path) -> Result<()> {
+    let (start, end) = addresses()?;
+    let mut file =
+        File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut written = Ok(());
+    Kcore::open()?
+        .read_physical(start, end, |bytes| {
+            if written.is_ok() {
+                written = file.write_all(bytes);
+            }
+        })
+        .context("cannot read the initrd's memory")?;
+    written.with_context(|| format!("cannot write {}", path.display()))
 }

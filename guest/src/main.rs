@@ -16,7 +16,7 @@ mod without_syscall;
 use std::env;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 fn main() -> ExitCode {
     match run() {
@@ -31,6 +31,10 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     match env::args().nth(1).as_deref() {
         Some("initrd-digest") => initrd::print_digest(),
+        Some("initrd-copy") => {
+            let path = env::args().nth(2).context("no file to write to")?;
+            initrd::copy_to(path.as_ref())
+        }
         Some("hugepages") => hugepages::print(),
         // What systemd-shutdown does, and `kexec -e`: nobody asks kleap.
         Some("reboot-kexec") => {
@@ -39,7 +43,8 @@ fn run() -> Result<()> {
         }
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|hugepages|reboot-kexec|without-syscall NAME ERROR COMMAND..."
+            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|\
+             without-syscall NAME ERROR COMMAND..."
         ),
     }
 }

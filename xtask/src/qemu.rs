@@ -51,6 +51,9 @@ pub(crate) struct Description {
     pub(crate) cpus: u32,
     /// How much memory.
     pub(crate) memory_mb: u32,
+    /// UEFI, if the first kernel is to be started by it, with ACPI; without, QEMU starts the kernel
+    /// itself, with a device tree.
+    pub(crate) firmware: Option<PathBuf>,
     /// The first kernel.
     pub(crate) kernel: PathBuf,
     /// Its initrd.
@@ -350,6 +353,10 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
     add("-monitor", "none".to_owned());
     add("-serial", "stdio".to_owned());
     add("-qmp", "unix:qmp,server=on,wait=off".to_owned());
+    if let Some(firmware) = &description.firmware {
+        // It finds kernel, initrd and command line by way of fw_cfg and starts the kernel's EFI stub.
+        add("-bios", firmware.display().to_string());
+    }
     add("-kernel", description.kernel.display().to_string());
     add("-initrd", description.initrd.display().to_string());
     add("-append", description.command_line.clone());

@@ -86,6 +86,15 @@ const NVHE_N1: Kind = Kind {
     kernel_words: "kvm-arm.mode=nvhe",
 };
 
+/// What starts the first kernel, and tells it what machine this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Firmware {
+    /// QEMU itself, with a device tree.
+    DeviceTree,
+    /// UEFI, with ACPI tables.
+    Efi,
+}
+
 /// How the payload reaches its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Strategy {
@@ -154,6 +163,8 @@ pub(crate) struct Row {
     pub(crate) name: String,
     /// The machine.
     pub(crate) kind: Kind,
+    /// What starts the first kernel.
+    pub(crate) firmware: Firmware,
     /// How many CPUs.
     pub(crate) cpus: u32,
     /// How much memory.
@@ -191,6 +202,7 @@ impl Row {
         let row = Self {
             name: String::new(),
             kind,
+            firmware: Firmware::DeviceTree,
             cpus: USUAL_CPUS,
             memory_mb: SMALL_MEMORY_MB,
             first,
@@ -254,6 +266,12 @@ impl Row {
     fn witnessed(mut self) -> Self {
         self.witness = true;
         self.name.push_str("/witness");
+        self
+    }
+
+    fn by_efi(mut self) -> Self {
+        self.firmware = Firmware::Efi;
+        self.name.push_str("/efi");
         self
     }
 
@@ -452,6 +470,18 @@ fn broken() -> Vec<Row> {
     ]
 }
 
+/// Hand-overs between kernels that were started by UEFI and use ACPI.
+fn efi() -> Vec<Row> {
+    [
+        ("6.1", "6.12", EL2_A57, Strategy::InPlace),
+        ("6.12", "7.3", EL1_A57, Strategy::Relocate),
+        ("7.3", "5.10", VHE_N1, Strategy::Relocate),
+        ("5.10", "6.1", EL2_A57, Strategy::Auto),
+    ]
+    .map(|(first, second, kind, strategy)| Row::hand_over(first, second, kind, strategy).by_efi())
+    .into()
+}
+
 /// All rows.
 pub(crate) fn all() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -527,6 +557,7 @@ pub(crate) fn all() -> Vec<Row> {
     }
     rows.extend(["5.10", "6.1", "7.3"].map(Row::bad_input));
     rows.extend(broken());
+    rows.extend(efi());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());
     }

@@ -14,7 +14,7 @@ use crate::build;
 use crate::initramfs::{self, Base, Payload};
 use crate::lab::Lab;
 use crate::qemu::{Description, Line, Machine};
-use crate::rows::{End, Row, WITNESS_LINE};
+use crate::rows::{End, Firmware, Row, WITNESS_LINE};
 use crate::setup;
 use crate::toolchain::{self, QemuSystem, Rust};
 use crate::witness;
@@ -37,6 +37,7 @@ pub(crate) struct Assets {
     kernels: BTreeMap<String, PathBuf>,
     base: Base,
     fault_base: Option<Base>,
+    firmware: Option<PathBuf>,
 }
 
 impl Assets {
@@ -50,6 +51,11 @@ impl Assets {
             }
         }
         let qemu = toolchain::qemu_system(lab)?;
+        let firmware = if rows.iter().any(|row| row.firmware == Firmware::Efi) {
+            Some(setup::firmware(lab)?)
+        } else {
+            None
+        };
         let busybox = setup::busybox(lab)?;
         let rust = Rust::find(lab)?;
         let guest = build::program(lab, &rust, build::GUEST)?;
@@ -66,6 +72,7 @@ impl Assets {
             kernels,
             base,
             fault_base,
+            firmware,
         })
     }
 
@@ -161,6 +168,13 @@ fn try_row(
         virtualization: row.kind.virtualization,
         cpus: row.cpus,
         memory_mb: row.memory_mb,
+        firmware: match row.firmware {
+            Firmware::DeviceTree => None,
+            Firmware::Efi => {
+                let firmware = assets.firmware.as_ref();
+                Some(firmware.context("UEFI was not prepared")?.clone())
+            }
+        },
         kernel: assets.kernel(row.first)?.clone(),
         initrd,
         command_line: row.first_command_line(&token),

@@ -264,6 +264,25 @@ pub(crate) fn qemu_user(lab: &Lab) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// UEFI for QEMU's arm64 machine.
+pub(crate) fn firmware(lab: &Lab) -> Result<PathBuf> {
+    let directory = lab.directory("firmware")?;
+    let file = directory.join("QEMU_EFI.fd");
+    if let Some(_exclusive) = to_be_made(lab, &directory)? {
+        // For every architecture the same package.
+        let apt = Apt::open(lab, apt::TRIXIE, "arm64")?;
+        apt.update(false)?;
+        let package = fetch_one(&apt, "qemu-efi-aarch64", &directory)?;
+        let unpacked = find_file(&directory.join("unpacked"), "QEMU_EFI.fd")
+            .context("the package qemu-efi-aarch64 holds no QEMU_EFI.fd")?;
+        // The path in the package may be a link to it.
+        fs::copy(&unpacked, &file).context("cannot copy the firmware")?;
+        fs::remove_dir_all(directory.join("unpacked")).context("cannot remove leftovers")?;
+        write_stamp(&directory, &package.version)?;
+    }
+    Ok(file)
+}
+
 fn fetch_one(apt: &Apt, name: &str, directory: &Path) -> Result<Package> {
     let unpacked = directory.join("unpacked");
     let mut reason = None;
@@ -338,6 +357,7 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
         );
     }
     println!("busybox: {}", busybox(lab)?.display());
+    println!("UEFI: {}", firmware(lab)?.display());
     println!("arm64 programs run with: {}", qemu_user(lab)?.display());
     println!(
         "arm64 machines run with: {}",

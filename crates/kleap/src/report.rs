@@ -8,7 +8,7 @@
 
 use crate::error::Failure;
 use crate::output::line;
-use crate::{output, units};
+use crate::{machine, output, units};
 use kleap_linux::{facts, kernel_log};
 use kleap_relocator::timeline::{PROPERTY, Timeline};
 use serde::Serialize;
@@ -62,14 +62,19 @@ struct Counter {
     init_started: Option<u64>,
 }
 
+/// The record, from where every kernel shows it; a kernel that uses ACPI has no `/proc/device-tree`, but
+/// keeps the tree that it was given.
 fn read() -> Result<Timeline, Failure> {
     let path = PathBuf::from("/proc/device-tree/chosen").join(PROPERTY);
-    if !path.exists() {
-        return Err(Failure::NoReport(
-            "this kernel was not started by kleap".into(),
-        ));
-    }
-    let bytes = facts::read_limited(&path, 1 << 16)?;
+    let bytes = if path.exists() {
+        Some(facts::read_limited(&path, 1 << 16)?)
+    } else {
+        machine::device_tree()?
+            .property("/chosen", PROPERTY)
+            .map(<[u8]>::to_vec)
+    };
+    let bytes = bytes
+        .ok_or_else(|| Failure::NoReport("this kernel was not started by kleap".into()))?;
     Timeline::decode(&bytes).map_err(|error| Failure::NoReport(error.to_string()))
 }
 
