@@ -482,6 +482,28 @@ fn efi() -> Vec<Row> {
     .into()
 }
 
+/// LPIs decided the other way than the command does: left on without EFI, which is also what happens where
+/// they cannot be turned off, and turned off with EFI. Both must be clean.
+fn lpis() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (first, second) in [("5.10", "6.1"), ("6.12", "7.3"), ("7.3", "5.10")] {
+        let strategy = Strategy::Relocate;
+        let row = Row::hand_over(first, second, EL2_A57, strategy);
+        for (firmware, fault) in [
+            (Firmware::DeviceTree, "lpis:on"),
+            (Firmware::Efi, "lpis:off"),
+        ] {
+            let mut row = row.clone();
+            row.firmware = firmware;
+            row.fault_injection = true;
+            row.script = Script::Break { strategy, fault };
+            row.name = format!("{fault}/{first}-to-{second}");
+            rows.push(row);
+        }
+    }
+    rows
+}
+
 /// All rows.
 pub(crate) fn all() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -558,6 +580,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(["5.10", "6.1", "7.3"].map(Row::bad_input));
     rows.extend(broken());
     rows.extend(efi());
+    rows.extend(lpis());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());
     }

@@ -349,19 +349,30 @@ pub(crate) fn read(dtb: &[u8]) -> Result<Tree, BlobError> {
     Ok(Tree {
         model,
         boot_cpu: blocks.boot_cpu,
+        spare_reservations: 0,
     })
 }
 
 pub(crate) fn write(tree: &Tree) -> Result<Vec<u8>, Error> {
     // Before dtoolkit writes it: it counts in u32 and panics above.
-    let least_bytes = lookup::least_bytes(&tree.model);
+    let spare = tree.spare_reservations.saturating_sub(1);
+    let least_bytes = lookup::least_bytes(&tree.model) + 16 * spare;
     if least_bytes > MAX_DTB_BYTES {
         return Err(Error::TooLarge {
             size_bytes: least_bytes,
             limit_bytes: MAX_DTB_BYTES,
         });
     }
-    let mut dtb = tree.model.to_dtb();
+    let mut dtb = if spare == 0 {
+        tree.model.to_dtb()
+    } else {
+        // Every reader stops at the first entry of two zeros; dtoolkit writes one more of them.
+        let mut model = tree.model.clone();
+        model
+            .memory_reservations
+            .extend(std::iter::repeat_n(MemoryReservation::new(0, 0), spare));
+        model.to_dtb()
+    };
     if dtb.len() > MAX_DTB_BYTES {
         return Err(Error::TooLarge {
             size_bytes: dtb.len(),

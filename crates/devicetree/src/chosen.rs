@@ -9,7 +9,7 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _, ToPropertyValue};
 use kleap_memmap::{PhysAddr, PhysRange};
 
-use crate::{Error, Tree, lookup};
+use crate::{Error, SPARE_RESERVATIONS, Tree, lookup};
 
 /// Longest command line, bytes without the NUL: `COMMAND_LINE_SIZE` of arm64 (2048) less one.
 pub const MAX_BOOTARGS_BYTES: usize = 2047;
@@ -57,9 +57,9 @@ const EFI: [&str; 5] = [
     "linux,uefi-mmap-desc-size",
     "linux,uefi-mmap-desc-ver",
 ];
-/// One more, in Debian's kernels.
 /// What all of them begin with, those too that a later kernel adds.
 const EFI_PREFIX: &str = "linux,uefi-";
+/// One more, in Debian's kernels.
 const EFI_SECURE_BOOT: &str = "linux,uefi-secure-boot";
 
 /// Page sizes to which a loader may have rounded a reservation, bytes.
@@ -230,6 +230,7 @@ pub(crate) fn prepare(tree: &mut Tree, next: &NextBoot<'_>) -> Result<Prepared, 
         let entry = MemoryReservation::new(initrd.start().as_u64(), initrd.size_bytes());
         tree.model.memory_reservations.push(entry);
     }
+    tree.spare_reservations = SPARE_RESERVATIONS;
     Ok(prepared)
 }
 

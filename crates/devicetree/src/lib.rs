@@ -56,12 +56,19 @@ pub const MAX_NODES: usize = 65_536;
 /// before it has to make room.
 pub const MAX_MEMORY_RESERVATIONS: usize = 4096;
 
+/// Free slots that [`Tree::prepare`] leaves after the last entry of /memreserve/, count, the list's end
+/// included. The relocator fills them in where it finds memory that the interrupt controller goes on
+/// using: one table, and one for each CPU.
+pub const SPARE_RESERVATIONS: usize = 1024;
+
 /// A device tree, owned and well formed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Tree {
     model: DeviceTree,
     /// Physical id of the boot CPU. Linux on arm64 does not read it; it is kept because it is not ours.
     boot_cpu: u32,
+    /// Free slots that are written after the last memory reservation, count.
+    spare_reservations: usize,
 }
 
 impl Tree {

@@ -11,8 +11,8 @@ mod common;
 
 use common::{BOARD, EFI, VIRT, contents, properties, put_u32};
 use kleap_devicetree::{
-    Error, MAX_BOOTARGS_BYTES, MAX_TIMELINE_BYTES, NextBoot, SecureBoot, Tree, Warning,
-    find_property_value,
+    Error, MAX_BOOTARGS_BYTES, MAX_TIMELINE_BYTES, NextBoot, SPARE_RESERVATIONS, SecureBoot, Tree,
+    Warning, find_property_value,
 };
 use kleap_memmap::{PhysAddr, PhysRange};
 
@@ -353,4 +353,44 @@ fn a_tree_from_a_file_takes_over_this_machines_efi() {
     );
     assert_eq!(of(&file, "linux,uefi-system-table"), None);
     assert_eq!(of(&file, "bootargs"), of(&running, "bootargs"));
+}
+
+/// The relocator looks for free slots between the list and the block behind it.
+#[test]
+fn there_is_room_for_reservations_and_it_does_not_grow() {
+    let slots = |dtb: &[u8]| {
+        let field = |at: usize| u32::from_be_bytes(dtb[at..at + 4].try_into().unwrap()) as usize;
+        let (structure, strings, list) = (field(8), field(12), field(16));
+        assert!(list < structure && list < strings);
+        let block = &dtb[list..structure.min(strings)];
+        let used = contents(dtb).reservations.len();
+        assert!(block[16 * used..].iter().all(|byte| *byte == 0));
+        (used, block.len() / 16)
+    };
+    let mut tree = Tree::parse(VIRT).unwrap();
+    let (_, before) = slots(VIRT);
+    assert!(
+        before < SPARE_RESERVATIONS,
+        "the fixture has no spare slots"
+    );
+    let _ = tree.prepare(&next_boot()).unwrap();
+    let mut dtb = tree.to_dtb().unwrap();
+    let (used, total) = slots(&dtb);
+    assert_eq!(total, used + SPARE_RESERVATIONS);
+    for hop in 0..3 {
+        // The relocator has filled one in.
+        let list = usize::try_from(u32::from_be_bytes(dtb[16..20].try_into().unwrap())).unwrap();
+        let slot = list + 16 * contents(&dtb).reservations.len();
+        dtb[slot..slot + 8].copy_from_slice(&(0x6000_0000_u64 + hop * 0x1_0000).to_be_bytes());
+        dtb[slot + 8..slot + 16].copy_from_slice(&0x1_0000_u64.to_be_bytes());
+        let mut tree = Tree::parse(&dtb).unwrap();
+        let _ = tree.prepare(&next_boot()).unwrap();
+        dtb = tree.to_dtb().unwrap();
+        let (used, total) = slots(&dtb);
+        assert_eq!(total, used + SPARE_RESERVATIONS);
+        let reserved = contents(&dtb).reservations;
+        for earlier in 0..=hop {
+            assert!(reserved.contains(&(0x6000_0000 + earlier * 0x1_0000, 0x1_0000)));
+        }
+    }
 }

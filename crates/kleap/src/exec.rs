@@ -33,6 +33,7 @@ pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> 
         psci: devices.psci,
         redistributors: &devices.redistributors,
         mappable: &memory.mappable(loaded.layout.owned()),
+        lpis: devices.lpis,
     })?)
 }
 
@@ -226,6 +227,8 @@ mod fault {
         /// `exception`: the first piece is said to be where nothing is mapped, with a right digest of the
         /// block.
         Exception,
+        /// `lpis:off`, `lpis:on`: what is to become of LPIs is decided the other way.
+        Lpis(abi::Lpis),
         /// `early-exception`: an undefined instruction before the MMU is on.
         EarlyException,
     }
@@ -237,6 +240,8 @@ mod fault {
             match text {
                 "exception" => return Ok(Self::Exception),
                 "early-exception" => return Ok(Self::EarlyException),
+                "lpis:off" => return Ok(Self::Lpis(abi::Lpis::TurnOff)),
+                "lpis:on" => return Ok(Self::Lpis(abi::Lpis::LeaveOn)),
                 _ => {}
             }
             let (piece, offset) = text
@@ -290,6 +295,17 @@ mod fault {
         files
     }
 
+    /// The block again, with another header and other pieces.
+    fn encoded(
+        header: &abi::Header,
+        pieces: &[abi::Piece],
+        hand_off: &HandOff<'_>,
+    ) -> Option<Vec<u8>> {
+        let moves: Vec<_> = hand_off.moves().collect();
+        let regions: Vec<_> = hand_off.redistributors().collect();
+        abi::encode(header, pieces, &moves, &regions).ok()
+    }
+
     pub(crate) fn inject_into_stage(arguments: &ExecArguments, stage: &mut Stage) {
         let block_at = usize::try_from(HAND_OFF_OFFSET_BYTES).unwrap_or(usize::MAX);
         match &arguments.inject_fault {
@@ -307,13 +323,23 @@ mod fault {
                 };
                 let mut pieces: Vec<_> = hand_off.pieces().collect();
                 pieces[0].start = 0x1000;
-                let (moves, regions): (Vec<_>, Vec<_>) = (
-                    hand_off.moves().collect(),
-                    hand_off.redistributors().collect(),
-                );
-                if let Ok(block) = abi::encode(&hand_off.header, &pieces, &moves, &regions) {
+                if let Some(block) = encoded(&hand_off.header, &pieces, &hand_off) {
                     stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
                     say("the Image is said to be at 0x1000");
+                }
+            }
+            Some(Fault::Lpis(lpis)) => {
+                let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
+                    return;
+                };
+                let header = abi::Header {
+                    lpis: *lpis,
+                    ..hand_off.header
+                };
+                let pieces: Vec<_> = hand_off.pieces().collect();
+                if let Some(block) = encoded(&header, &pieces, &hand_off) {
+                    stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
+                    say(&format!("LPIs: {lpis:?}"));
                 }
             }
             Some(Fault::EarlyException) => {

@@ -2,12 +2,13 @@
 
 use crate::error::Failure;
 use crate::{output, units};
+use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
 use kleap_linux::{facts, kexec};
 use kleap_memmap::{PhysRanges, iomem};
 use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
 use kleap_plan::{Device, Owned};
-use kleap_relocator::abi;
+use kleap_relocator::abi::{self, Lpis};
 use std::path::Path;
 
 /// This machine's device tree, as it was given to the running kernel.
@@ -70,64 +71,129 @@ impl Memory {
 }
 
 /// What the relocator needs to know of the machine's devices.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Devices {
     pub(crate) uart: Option<abi::Uart>,
     pub(crate) psci: Option<abi::Conduit>,
     pub(crate) redistributors: Vec<Device>,
+    pub(crate) lpis: Lpis,
     /// What could not be found out, for the user.
     pub(crate) warnings: Vec<String>,
 }
 
 impl Devices {
-    /// From the device tree; PSCI from ACPI where the tree has none.
+    /// From the device tree, or, on a machine that is described by ACPI, from its tables: the tree then has
+    /// nothing but `/chosen`.
     pub(crate) fn find(tree: &Tree) -> Self {
-        let mut devices = Self::default();
-        match tree.console() {
-            Ok(Some(uart)) => devices.uart = uart_for_relocator(&uart),
-            Ok(None) => {}
-            Err(error) => devices.warnings.push(format!("console: {error}")),
-        }
-        if devices.uart.is_none() {
-            devices.warnings.push(
+        let mut warnings = Vec::new();
+        let uart = match tree.console() {
+            Ok(Some(uart)) => uart_for_relocator(&uart),
+            Ok(None) => acpi("SPCR", kleap_acpi::console, &mut warnings)
+                .flatten()
+                .map(acpi_uart_for_relocator),
+            Err(error) => {
+                warnings.push(format!("console: {error}"));
+                None
+            }
+        };
+        if uart.is_none() {
+            warnings.push(
                 "no console that the relocator can write to: should the hand-over fail, the machine \
                  is reset without a message"
                     .into(),
             );
         }
-        devices.psci = match tree.psci() {
-            Some(psci) if psci.has_system_reset => Some(match psci.conduit {
-                Conduit::Smc => abi::Conduit::Smc,
-                Conduit::Hvc => abi::Conduit::Hvc,
-            }),
-            _ => facts::acpi_psci_is_hvc().map(|is_hvc| {
-                if is_hvc {
-                    abi::Conduit::Hvc
-                } else {
-                    abi::Conduit::Smc
-                }
-            }),
-        };
-        if devices.psci.is_none() {
-            devices.warnings.push(
+        let psci =
+            match tree.psci() {
+                Some(psci) if psci.has_system_reset => Some(match psci.conduit {
+                    Conduit::Smc => abi::Conduit::Smc,
+                    Conduit::Hvc => abi::Conduit::Hvc,
+                }),
+                _ => acpi("FACP", kleap_acpi::psci, &mut warnings)
+                    .flatten()
+                    .map(|conduit| match conduit {
+                        kleap_acpi::Conduit::Smc => abi::Conduit::Smc,
+                        kleap_acpi::Conduit::Hvc => abi::Conduit::Hvc,
+                    }),
+            };
+        if psci.is_none() {
+            warnings.push(
                 "no PSCI: should the hand-over fail, the machine cannot be reset, and stops".into(),
             );
         }
-        match tree.gic_v3_redistributors() {
-            Ok(regions) => {
-                devices.redistributors = regions
-                    .into_iter()
-                    .map(|region| Device {
-                        range: region.range,
-                        stride_bytes: region.stride_bytes,
-                    })
-                    .collect();
+        let mut redistributors: Vec<Device> = match tree.gic_v3_redistributors() {
+            Ok(regions) => regions
+                .into_iter()
+                .map(|region| Device {
+                    range: region.range,
+                    stride_bytes: region.stride_bytes,
+                })
+                .collect(),
+            Err(error) => {
+                warnings.push(format!("interrupt controller: {error}"));
+                Vec::new()
             }
-            Err(error) => devices
-                .warnings
-                .push(format!("interrupt controller: {error}")),
+        };
+        if redistributors.is_empty() {
+            redistributors = acpi("APIC", kleap_acpi::redistributors, &mut warnings)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|range| Device {
+                    range,
+                    stride_bytes: None,
+                })
+                .collect();
         }
-        devices
+        Self {
+            uart,
+            psci,
+            redistributors,
+            lpis: lpis(tree),
+            warnings,
+        }
+    }
+}
+
+/// What is to become of LPIs (docs/interrupt-tables.md). With EFI, Linux reserves their tables for every
+/// kernel to come, and the next one takes them over if LPIs are on; if they are off it makes new ones, and
+/// the old ones stay reserved: memory lost with each hand-over. Without EFI there are no such reservations.
+fn lpis(tree: &Tree) -> Lpis {
+    let has_efi = tree
+        .property("/chosen", "linux,uefi-system-table")
+        .is_some();
+    if has_efi && facts::is_efi() {
+        Lpis::LeaveOn
+    } else {
+        Lpis::TurnOff
+    }
+}
+
+/// What `read` finds in an ACPI table; `None` if there is no such table, or it is wrong.
+fn acpi<T>(
+    signature: &str,
+    read: impl FnOnce(&[u8]) -> Result<T, kleap_acpi::Error>,
+    warnings: &mut Vec<String>,
+) -> Option<T> {
+    let table = facts::acpi_table(signature, kleap_acpi::MAX_TABLE_BYTES)
+        .inspect_err(|error| warnings.push(error.to_string()))
+        .ok()??;
+    read(&table)
+        .inspect_err(|error| warnings.push(error.to_string()))
+        .ok()
+}
+
+fn acpi_uart_for_relocator(console: kleap_acpi::Console) -> abi::Uart {
+    let base = console.base.as_u64();
+    match console.kind {
+        ConsoleKind::Pl011 => abi::Uart::Pl011 { base },
+        ConsoleKind::Ns16550 {
+            reg_shift,
+            reg_io_width_bytes,
+        } => abi::Uart::Ns16550 {
+            base,
+            reg_shift: u64::from(reg_shift),
+            width_bytes: u64::from(reg_io_width_bytes),
+        },
     }
 }
 

@@ -43,6 +43,7 @@ struct Report {
     redistributors: u64,
     lpis_disabled: u64,
     lpis_stuck: u64,
+    lpis_reserved: u64,
     counter: Counter,
 }
 
@@ -73,8 +74,8 @@ fn read() -> Result<Timeline, Failure> {
             .property("/chosen", PROPERTY)
             .map(<[u8]>::to_vec)
     };
-    let bytes = bytes
-        .ok_or_else(|| Failure::NoReport("this kernel was not started by kleap".into()))?;
+    let bytes =
+        bytes.ok_or_else(|| Failure::NoReport("this kernel was not started by kleap".into()))?;
     Timeline::decode(&bytes).map_err(|error| Failure::NoReport(error.to_string()))
 }
 
@@ -125,6 +126,7 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
         redistributors: t.redistributors,
         lpis_disabled: t.lpis_disabled,
         lpis_stuck: t.lpis_stuck,
+        lpis_reserved: t.lpis_reserved,
         counter: Counter {
             frequency_hz: t.frequency_hz,
             exec_requested: t.exec_requested,
@@ -190,7 +192,8 @@ fn table(report: &Report) -> String {
     if report.lpis_stuck > 0 {
         line!(
             text,
-            "warning: LPIs of {} redistributors could not be disabled",
+            "warning: LPIs of {} redistributors could not be disabled; their tables are reserved in this \
+             kernel's device tree",
             report.lpis_stuck
         );
     }

@@ -314,14 +314,23 @@ mod elf {
     }
 }
 
-/// How an ACPI machine wants PSCI to be called: the FADT's ARM_BOOT_ARCH flags (ACPI 5.1, 5.2.9.4), bit 0
-/// PSCI, bit 1 HVC. `None` without ACPI or without PSCI; otherwise whether it is HVC.
+/// An ACPI table as the firmware gave it (`FACP`, `APIC`, `SPCR`), of at most `max_bytes`. `None` if this
+/// kernel does not use ACPI, or the firmware has no such table.
+///
+/// # Errors
+/// If it is there and cannot be read, or is longer.
+pub fn acpi_table(signature: &str, max_bytes: usize) -> Result<Option<Vec<u8>>, Error> {
+    let path = Path::new("/sys/firmware/acpi/tables").join(signature);
+    if !path.exists() {
+        return Ok(None);
+    }
+    read_limited(&path, max_bytes as u64).map(Some)
+}
+
+/// Whether this kernel was started by EFI and uses what the firmware left for it.
 #[must_use]
-pub fn acpi_psci_is_hvc() -> Option<bool> {
-    const ARM_BOOT_ARCH_OFFSET: usize = 129;
-    let table = read_limited(Path::new("/sys/firmware/acpi/tables/FACP"), 4096).ok()?;
-    let flags = u16::from_le_bytes(*table.get(ARM_BOOT_ARCH_OFFSET..)?.first_chunk()?);
-    (flags & 1 == 1).then_some(flags & 2 == 2)
+pub fn is_efi() -> bool {
+    Path::new("/sys/firmware/efi").is_dir()
 }
 
 /// Takes a lock that every kleap takes before it changes something; waits for it. Held until dropped.

@@ -30,7 +30,7 @@ use kleap_pagetable::{
     Access, Geometry, Granule, MAIR, Mapping, MemoryType, OutputAddressSize, Regime, Tables, build,
 };
 use kleap_relocator::abi::{
-    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Move, Piece, PieceKind, Redistributors,
+    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, Move, Piece, PieceKind, Redistributors,
     STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
 };
 use kleap_relocator::{crc32c, image, timeline};
@@ -84,6 +84,8 @@ pub struct StageInput<'a> {
     pub psci: Option<Conduit>,
     /// GICv3 redistributors.
     pub redistributors: &'a [Device],
+    /// What is to become of their LPIs.
+    pub lpis: Lpis,
     /// Memory that may be mapped as Normal memory beyond what is touched, to save tables: System RAM with
     /// nothing nested in it, and what we own.
     pub mappable: &'a PhysRanges,
@@ -549,6 +551,7 @@ fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tab
         exec_prepared: 0,
         uart: input.uart,
         psci: input.psci,
+        lpis: input.lpis,
         kernel_page_size_bytes: input.kernel_page_size_bytes.unwrap_or(0),
         tables_two_privileges: two.table_count(),
         tables_one_privilege: one.table_count(),

@@ -11,11 +11,11 @@ use core::arch::{asm, global_asm};
 use core::fmt::Write;
 use core::ptr::{read_volatile, write_volatile};
 use kleap_relocator::abi::{
-    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, Redistributors, Uart, word,
+    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, Uart, word,
 };
 use kleap_relocator::crc32c;
 use kleap_relocator::failure::Failure;
-use kleap_relocator::relocate::{Entry, LpiOutcome, Machine, relocate};
+use kleap_relocator::relocate::{Entry, Machine, relocate};
 use kleap_relocator::timeline::Level;
 
 global_asm!(
@@ -111,57 +111,20 @@ impl Machine for Hardware {
         }
     }
 
-    fn disable_lpis(&mut self, region: Redistributors) -> LpiOutcome {
-        const GICR_CTLR: u64 = 0x0;
-        const GICR_TYPER: u64 = 0x8;
-        const ENABLE_LPIS: u32 = 1 << 0;
-        const RWP: u32 = 1 << 3;
-        const TYPER_PLPIS: u64 = 1 << 0;
-        const TYPER_VLPIS: u64 = 1 << 1;
-        const TYPER_LAST: u64 = 1 << 4;
-        let mut outcome = LpiOutcome::default();
-        let mut offset = 0;
-        // A frame is 128 KiB (RD_base, SGI_base), twice that with virtual LPIs (GICv4).
-        while offset + 0x2_0000 <= region.size_bytes {
-            let frame = region.start + offset;
-            // SAFETY: the frame lies in the region, which the tables map as Device memory.
-            let typer = unsafe { read_volatile((frame + GICR_TYPER) as *const u64) };
-            outcome.redistributors += 1;
-            if typer & TYPER_PLPIS != 0 {
-                let control = (frame + GICR_CTLR) as *mut u32;
-                // SAFETY: as above.
-                let before = unsafe { read_volatile(control) };
-                if before & ENABLE_LPIS != 0 {
-                    // SAFETY: as above; clearing the bit stops this redistributor's accesses to its
-                    // tables (IHI 0069, GICR_CTLR).
-                    unsafe { write_volatile(control, before & !ENABLE_LPIS) };
-                    let mut polls = 0;
-                    let mut after;
-                    loop {
-                        // SAFETY: as above.
-                        after = unsafe { read_volatile(control) };
-                        polls += 1;
-                        if after & RWP == 0 || polls == POLLS_MAX {
-                            break;
-                        }
-                    }
-                    if after & (ENABLE_LPIS | RWP) == 0 {
-                        outcome.disabled += 1;
-                    } else {
-                        outcome.stuck += 1;
-                    }
-                }
-            }
-            if typer & TYPER_LAST != 0 {
-                break;
-            }
-            offset += match region.stride_bytes {
-                0 if typer & TYPER_VLPIS != 0 => 0x4_0000,
-                0 => 0x2_0000,
-                stride_bytes => stride_bytes,
-            };
-        }
-        outcome
+    fn read_register32(&mut self, address: u64) -> u32 {
+        // SAFETY: a register of a redistributor in a region that the hand-off names; the tables map it as
+        // Device memory, or it is an exception.
+        unsafe { read_volatile(address as *const u32) }
+    }
+
+    fn read_register64(&mut self, address: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe { read_volatile(address as *const u64) }
+    }
+
+    fn write_register32(&mut self, address: u64, value: u32) {
+        // SAFETY: as above; what is written only stops the redistributor's accesses to memory.
+        unsafe { write_volatile(address as *mut u32, value) };
     }
 
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64) {
@@ -197,6 +160,11 @@ impl Machine for Hardware {
         }
         // SAFETY: a barrier.
         unsafe { asm!("dsb sy", options(nostack)) };
+    }
+
+    fn read(&mut self, start: u64, bytes: &mut [u8]) {
+        // SAFETY: `start` is in the device tree, which is mapped; `bytes` is on the stack.
+        bytes.copy_from_slice(unsafe { memory(start, bytes.len() as u64) });
     }
 
     fn write(&mut self, start: u64, bytes: &[u8]) {

@@ -45,8 +45,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"KLEAPHO1");
 pub const PIECES_MAX: usize = 16;
 /// Most moves in a hand-off.
 pub const MOVES_MAX: usize = 32 * 1024;
-/// Most redistributor regions in a hand-off.
-pub const REDISTRIBUTORS_MAX: usize = 64;
+/// Most redistributor regions in a hand-off: on some machines with ACPI every CPU has its own.
+pub const REDISTRIBUTORS_MAX: usize = 4096;
 
 /// Words of a [`Piece`].
 pub const PIECE_WORDS: usize = 5;
@@ -115,6 +115,8 @@ pub mod word {
     pub const STAGE_SIZE_BYTES: usize = 27;
     /// `CNTVCT_EL0` when `exec` had checked everything and gave the stage to the kernel.
     pub const EXEC_PREPARED: usize = 28;
+    /// LPIs: 0 to be turned off, 1 to be left on.
+    pub const LPIS: usize = 29;
 }
 
 /// Words of the header.
@@ -250,6 +252,15 @@ pub enum Conduit {
     Hvc,
 }
 
+/// What is to become of LPIs that the first kernel has enabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lpis {
+    /// They are disabled. Where that has no effect, they are treated as by [`Lpis::LeaveOn`].
+    TurnOff,
+    /// They stay enabled, and their tables are reserved in the next device tree.
+    LeaveOn,
+}
+
 /// The header of a hand-off, decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -283,6 +294,8 @@ pub struct Header {
     pub uart: Option<Uart>,
     /// How the machine is reset.
     pub psci: Option<Conduit>,
+    /// See [`word::LPIS`].
+    pub lpis: Lpis,
     /// See [`word::KERNEL_PAGE_SIZE_BYTES`].
     pub kernel_page_size_bytes: u64,
     /// See [`word::TABLES_TWO_PRIVILEGES`].
@@ -523,6 +536,11 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         2 => Some(Conduit::Hvc),
         other => return refuse(Rule::Code, other),
     };
+    let lpis = match at(word::LPIS) {
+        0 => Lpis::TurnOff,
+        1 => Lpis::LeaveOn,
+        other => return refuse(Rule::Code, other),
+    };
     let stage = at(word::STAGE);
     let stage_size_bytes = at(word::STAGE_SIZE_BYTES);
     if stage.checked_add(stage_size_bytes).is_none() {
@@ -547,6 +565,7 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         exec_prepared: at(word::EXEC_PREPARED),
         uart,
         psci,
+        lpis,
         kernel_page_size_bytes: at(word::KERNEL_PAGE_SIZE_BYTES),
         tables_two_privileges: at(word::TABLES_TWO_PRIVILEGES),
         tables_one_privilege: at(word::TABLES_ONE_PRIVILEGE),
@@ -558,8 +577,8 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
 mod encode {
     use super::{
         HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, HandOff, HandOffError, Header,
-        MAGIC, MOVES_MAX, Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule, Uart,
-        block_crc32c, read_word, refuse, word,
+        Lpis, MAGIC, MOVES_MAX, Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule,
+        Uart, block_crc32c, read_word, refuse, word,
     };
 
     /// Writes a hand-off block.
@@ -605,6 +624,7 @@ mod encode {
                 word::PSCI_CONDUIT,
                 header.psci.map_or(0, |conduit| conduit as u64 + 1),
             ),
+            (word::LPIS, u64::from(header.lpis == Lpis::LeaveOn)),
             (word::KERNEL_PAGE_SIZE_BYTES, header.kernel_page_size_bytes),
             (word::TABLES_TWO_PRIVILEGES, header.tables_two_privileges),
             (word::TABLES_ONE_PRIVILEGE, header.tables_one_privilege),
@@ -713,6 +733,7 @@ mod tests {
                 width_bytes: 4,
             }),
             psci: Some(Conduit::Hvc),
+            lpis: Lpis::LeaveOn,
             kernel_page_size_bytes: 4096,
             tables_two_privileges: 7,
             tables_one_privilege: 8,

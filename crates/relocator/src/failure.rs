@@ -32,6 +32,18 @@ pub enum Failure {
         /// CRC32C now.
         found: u32,
     },
+    /// The interrupt controller uses memory that the next kernel is put into, and cannot be stopped.
+    LpiTable {
+        /// Its table, physical address.
+        start: u64,
+        /// What is put there.
+        kind: PieceKind,
+    },
+    /// The interrupt controller goes on using a table, and the device tree has no room to say so.
+    NoReservation {
+        /// The table, physical address.
+        start: u64,
+    },
     /// The CPU cannot run a kernel of this page size.
     PageSize {
         /// Page size of the next kernel, bytes.
@@ -79,6 +91,15 @@ impl fmt::Display for Failure {
                 f,
                 "digest mismatch in {} at {start:#x}: expected {expected:#010x}, found {found:#010x}",
                 kind.name()
+            ),
+            Self::LpiTable { start, kind } => write!(
+                f,
+                "LPIs cannot be turned off, and their table at {start:#x} lies in {}",
+                kind.name()
+            ),
+            Self::NoReservation { start } => write!(
+                f,
+                "LPIs stay on, and the device tree has no room to reserve their table at {start:#x}"
             ),
             Self::PageSize { page_size_bytes } => {
                 write!(

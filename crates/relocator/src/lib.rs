@@ -9,8 +9,8 @@
 //!
 //! # Three parts, so that most of it can be tested on any machine
 //!
-//! * This library: the hand-off ABI ([`abi`]), the order of work ([`relocate`]), the digest
-//!   ([`crc32c`]), the record of times ([`timeline`]), failure lines ([`failure`]). No `unsafe`, but
+//! * This library: the hand-off ABI ([`abi`]), the order of work ([`relocate`]), the interrupt
+//!   controller's tables ([`lpi`]), the digest ([`crc32c`]), the record of times ([`timeline`]), failure lines ([`failure`]). No `unsafe`, but
 //!   for the CRC32 instructions; no allocation; compiled for the host (tests, the command) *and*
 //!   into the bare program, from the same source.
 //! * `blob/`: all that cannot run anywhere else. Assembly for the entry, the exit and the exception
@@ -36,6 +36,7 @@
 pub mod abi;
 pub mod crc32c;
 pub mod failure;
+pub mod lpi;
 pub mod relocate;
 pub mod timeline;
 

@@ -5,29 +5,21 @@
 //!
 //! 1. check the hand-off block: nothing is believed before that;
 //! 2. check that the CPU can run the next kernel: afterwards the old one is gone;
-//! 3. stop the GIC from reading and writing LPI tables in memory that is about to be reused;
+//! 3. stop the GIC from reading and writing LPI tables in memory that is about to be reused, or see
+//!    that no piece is put over them;
 //! 4. make the moves;
 //! 5. verify every piece *in its final place*, after the last write to it;
-//! 6. clean to the point of coherency: `booting.rst` wants the Image clean, and whatever was written
+//! 6. reserve the LPI tables that stay in use in the next device tree;
+//! 7. clean to the point of coherency: `booting.rst` wants the Image clean, and whatever was written
 //!    through a cache must reach memory before the MMU is off;
-//! 7. write the timeline, clean it too, and go.
+//! 8. write the timeline, clean it too, and go.
 //!
 //! Verification after moving, not before: one pass then covers the copy as well as the copied.
 
-use crate::abi::{HandOff, Header, Move, Redistributors};
+use crate::abi::{HandOff, Header, Move};
 use crate::failure::Failure;
+use crate::lpi;
 use crate::timeline::{Level, SIZE_BYTES, Timeline};
-
-/// What became of the LPIs of a region of redistributors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LpiOutcome {
-    /// Redistributors seen, count.
-    pub redistributors: u64,
-    /// Whose LPIs were enabled and are disabled now, count.
-    pub disabled: u64,
-    /// Whose LPIs stay enabled, count: `GICR_CTLR.EnableLPIs` may be write-once.
-    pub stuck: u64,
-}
 
 /// What the work is done with. Addresses are physical, sizes in bytes.
 pub trait Machine {
@@ -37,8 +29,12 @@ pub trait Machine {
     fn frequency_hz(&mut self) -> u64;
     /// Whether this CPU can run a kernel with pages of this size.
     fn supports_page_size(&mut self, page_size_bytes: u64) -> bool;
-    /// Disables LPIs in every redistributor of a region.
-    fn disable_lpis(&mut self, region: Redistributors) -> LpiOutcome;
+    /// Reads 32 bits of a redistributor's registers.
+    fn read_register32(&mut self, address: u64) -> u32;
+    /// Reads 64 bits of a redistributor's registers.
+    fn read_register64(&mut self, address: u64) -> u64;
+    /// Writes 32 bits of a redistributor's registers.
+    fn write_register32(&mut self, address: u64, value: u32);
     /// Copies bytes, as `memmove` does: where source and target overlap, the target gets what the source
     /// held before.
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64);
@@ -48,6 +44,8 @@ pub trait Machine {
     fn has_crc_instructions(&mut self) -> bool;
     /// Cleans and invalidates memory to the point of coherency.
     fn clean(&mut self, start: u64, size_bytes: u64);
+    /// Reads bytes.
+    fn read(&mut self, start: u64, bytes: &mut [u8]);
     /// Writes bytes.
     fn write(&mut self, start: u64, bytes: &[u8]);
 }
@@ -118,12 +116,10 @@ pub fn relocate(
         ..Timeline::default()
     };
 
-    for region in hand_off.redistributors() {
-        let outcome = machine.disable_lpis(region);
-        timeline.redistributors += outcome.redistributors;
-        timeline.lpis_disabled += outcome.disabled;
-        timeline.lpis_stuck += outcome.stuck;
-    }
+    let lpis = lpi::quiesce(&hand_off, machine)?;
+    timeline.redistributors = lpis.redistributors;
+    timeline.lpis_disabled = lpis.disabled;
+    timeline.lpis_stuck = lpis.stuck;
     timeline.quiesced = machine.counter();
 
     for copy in hand_off.moves() {
@@ -148,6 +144,9 @@ pub fn relocate(
     }
     timeline.verified = machine.counter();
 
+    if lpis.enabled > 0 {
+        timeline.lpis_reserved = lpi::reserve(&hand_off, machine)?;
+    }
     for piece in hand_off.pieces() {
         machine.clean(piece.start, piece.clean_size_bytes);
         timeline.cleaned_bytes = timeline

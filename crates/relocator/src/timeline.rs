@@ -60,6 +60,9 @@ pub struct Timeline {
     pub lpis_disabled: u64,
     /// Redistributors whose LPIs could not be turned off, count.
     pub lpis_stuck: u64,
+    /// Redistributors whose LPIs are on when the next kernel is entered, their tables reserved in its
+    /// device tree, count.
+    pub lpis_reserved: u64,
     /// When `exec` had checked everything and gave the relocator to the first kernel.
     pub exec_prepared: u64,
 }
@@ -182,7 +185,7 @@ impl Timeline {
             self.lpis_disabled,
             self.lpis_stuck,
             self.exec_prepared,
-            0,
+            self.lpis_reserved,
             0,
         ];
         let mut bytes = [0; SIZE_BYTES];
@@ -235,6 +238,7 @@ impl Timeline {
             lpis_disabled: words[19],
             lpis_stuck: words[20],
             exec_prepared: words[21],
+            lpis_reserved: words[22],
         })
     }
 }
@@ -267,6 +271,7 @@ mod tests {
             lpis_disabled: 19,
             lpis_stuck: 20,
             exec_prepared: 21,
+            lpis_reserved: 22,
         }
     }
 

@@ -82,6 +82,7 @@ impl Scenario {
             uart: self.uart,
             psci: Some(Conduit::Smc),
             redistributors: &self.redistributors,
+            lpis: abi::Lpis::TurnOff,
             mappable: &self.mappable,
         }
     }

@@ -1,7 +1,7 @@
 //! A simulated machine: memory in a `Vec`, a counter that ticks, a log of what was done to what.
 
 use super::*;
-use crate::abi::{self, Piece, PieceKind};
+use crate::abi::{self, Lpis, Piece, PieceKind, Redistributors};
 use crate::crc32c;
 use proptest::prelude::*;
 
@@ -55,13 +55,15 @@ impl Machine for Simulated {
     fn supports_page_size(&mut self, page_size_bytes: u64) -> bool {
         self.page_sizes.contains(&page_size_bytes)
     }
-    fn disable_lpis(&mut self, _: Redistributors) -> LpiOutcome {
-        self.events.push("lpis");
-        LpiOutcome {
-            redistributors: 4,
-            disabled: 3,
-            stuck: 1,
-        }
+    /// One redistributor, without a second behind it; its LPIs are on, and can be turned off.
+    fn read_register32(&mut self, _: u64) -> u32 {
+        u32::from(!self.events.contains(&"lpis off"))
+    }
+    fn read_register64(&mut self, _: u64) -> u64 {
+        0b1_0001
+    }
+    fn write_register32(&mut self, _: u64, _: u32) {
+        self.events.push("lpis off");
     }
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64) {
         self.events.push("copy");
@@ -78,6 +80,9 @@ impl Machine for Simulated {
     fn clean(&mut self, start: u64, size_bytes: u64) {
         self.events.push("clean");
         self.cleaned.push((start, size_bytes));
+    }
+    fn read(&mut self, start: u64, bytes: &mut [u8]) {
+        bytes.copy_from_slice(self.slice(start, bytes.len() as u64));
     }
     fn write(&mut self, start: u64, bytes: &[u8]) {
         self.events.push("write");
@@ -108,6 +113,7 @@ fn header() -> Header {
         exec_prepared: 8,
         uart: None,
         psci: None,
+        lpis: Lpis::TurnOff,
         kernel_page_size_bytes: 4096,
         tables_two_privileges: 3,
         tables_one_privilege: 4,
@@ -152,7 +158,7 @@ fn a_hand_over_moves_verifies_cleans_and_records_in_this_order() {
     let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
     assert_eq!(
         machine.events,
-        ["lpis", "copy", "copy", "crc", "clean", "write", "clean"]
+        ["lpis off", "copy", "copy", "crc", "clean", "write", "clean"]
     );
     assert_eq!(machine.cleaned[0], (MEMORY_START, 0x1040));
     assert_eq!(
@@ -167,9 +173,10 @@ fn a_hand_over_moves_verifies_cleans_and_records_in_this_order() {
         (
             timeline.redistributors,
             timeline.lpis_disabled,
-            timeline.lpis_stuck
+            timeline.lpis_stuck,
+            timeline.lpis_reserved
         ),
-        (4, 3, 1)
+        (1, 1, 0, 0)
     );
     assert_eq!(
         timeline.tables, 4,

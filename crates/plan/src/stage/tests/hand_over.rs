@@ -6,9 +6,9 @@
 
 use super::walker::{El, Machine as Walker};
 use super::*;
-use kleap_relocator::abi::Redistributors;
 use kleap_relocator::failure::Failure;
-use kleap_relocator::relocate::{Entry, LpiOutcome, Machine, relocate};
+use kleap_relocator::lpi;
+use kleap_relocator::relocate::{Entry, Machine, relocate};
 use kleap_relocator::timeline::{Level, Timeline};
 use std::collections::HashMap;
 
@@ -93,7 +93,8 @@ struct Simulated<'a> {
     ticks: u64,
     copies: u64,
     cleaned: Vec<(u64, u64)>,
-    regions: Vec<Redistributors>,
+    redistributors: Vec<u64>,
+    disabled: Vec<u64>,
 }
 
 impl Simulated<'_> {
@@ -133,14 +134,21 @@ impl Machine for Simulated<'_> {
     fn supports_page_size(&mut self, page_size_bytes: u64) -> bool {
         page_size_bytes == 4096
     }
-    fn disable_lpis(&mut self, region: Redistributors) -> LpiOutcome {
-        self.check(region.start, region.size_bytes, Kind::Registers);
-        self.regions.push(region);
-        LpiOutcome {
-            redistributors: region.size_bytes / 0x2_0000,
-            disabled: 1,
-            stuck: 0,
-        }
+    /// Every redistributor has LPIs, enabled until they are disabled.
+    fn read_register32(&mut self, address: u64) -> u32 {
+        self.check(address, 4, Kind::Registers);
+        u32::from(!self.disabled.contains(&address))
+    }
+    fn read_register64(&mut self, address: u64) -> u64 {
+        self.check(address, 8, Kind::Registers);
+        assert_eq!(address % 0x1_0000, lpi::register::TYPER);
+        self.redistributors.push(address - lpi::register::TYPER);
+        lpi::register::TYPER_PLPIS
+    }
+    fn write_register32(&mut self, address: u64, value: u32) {
+        self.check(address, 4, Kind::Registers);
+        assert_eq!(value, 0);
+        self.disabled.push(address);
     }
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64) {
         self.check(source, size_bytes, Kind::Read);
@@ -159,6 +167,10 @@ impl Machine for Simulated<'_> {
     fn clean(&mut self, start: u64, size_bytes: u64) {
         self.check(start, size_bytes, Kind::Read);
         self.cleaned.push((start, size_bytes));
+    }
+    fn read(&mut self, start: u64, bytes: &mut [u8]) {
+        self.check(start, bytes.len() as u64, Kind::Read);
+        bytes.copy_from_slice(&self.memory.read(start, bytes.len() as u64));
     }
     fn write(&mut self, start: u64, bytes: &[u8]) {
         self.check(start, bytes.len() as u64, Kind::Write);
@@ -225,7 +237,8 @@ fn enter(stage: &Stage, level: Level, memory: Memory) -> (Simulated<'_>, Vec<u8>
         ticks: COUNTER_START,
         copies: 0,
         cleaned: vec![],
-        regions: vec![],
+        redistributors: vec![],
+        disabled: vec![],
     };
     // `kexec_load` has put it there.
     machine.memory.write(stage.start.as_u64(), &stage.bytes);
@@ -302,7 +315,18 @@ fn run(mut scenario: Scenario, level: Level, seed: u64) {
     assert_eq!(timeline.verified_bytes, summary.verified_bytes);
     assert_eq!((timeline.tables, timeline.level), (summary.tables, level));
     assert_eq!(timeline.exec_requested, 0x1234_5678);
-    assert_eq!(machine.regions.len(), scenario.redistributors.len());
+    let redistributors: Vec<u64> = scenario
+        .redistributors
+        .iter()
+        .flat_map(|device| {
+            let first = device.range.start().as_u64();
+            let count = device.range.size_bytes() / lpi::REDISTRIBUTOR_BYTES;
+            (0..count).map(move |index| first + index * lpi::REDISTRIBUTOR_BYTES)
+        })
+        .collect();
+    assert_eq!(machine.redistributors, redistributors);
+    assert_eq!(machine.disabled, redistributors);
+    assert_eq!(timeline.lpis_disabled, redistributors.len() as u64);
 
     // Clean to the point of coherency: the whole Image with its BSS, and every byte that was written.
     let cleaned: PhysRanges = machine
