@@ -68,3 +68,40 @@ refuse() {
 state() {
     echo "kexec_loaded=$(cat /sys/kernel/kexec_loaded) $(kleap-guest hugepages | tr '\n' ' ')"
 }
+
+# What is wrong with what arrived, collected.
+reasons=
+
+fail() {
+    reasons="$reasons$*; "
+}
+
+# Messages by which a kernel says that it was not entered as it should be.
+check_log() {
+    suspicious='violation of boot protocol|misaligned|memory probably corrupted|Booted with MMU enabled|BUG|Oops|WARNING'
+    if dmesg | grep -E "$suspicious" >/run/suspicious; then
+        sed 's/^/KLEAP-LAB: suspicious: /' /run/suspicious
+        fail "the kernel complains: $(head -n 1 /run/suspicious)"
+    fi
+}
+
+check_cpus() {
+    online=$(nproc)
+    say "cpus=$online $(cat /sys/devices/system/cpu/online)"
+    expected=$(word cpus)
+    [ "$online" = "$expected" ] || fail "$online CPUs are online, not $expected"
+}
+
+# The initrd, where this kernel was told that it lies.
+check_initrd() {
+    expected=$(word initrd_sha256)
+    if digest=$(kleap-guest initrd-digest); then
+        say "initrd $digest"
+        case "$digest" in
+        "sha256=$expected "*) ;;
+        *) fail "the initrd is not the one that was loaded, $expected" ;;
+        esac
+    else
+        fail "the initrd could not be read"
+    fi
+}

@@ -4,6 +4,7 @@
 # What it does is chosen by words of the kernel's command line:
 #   kleap_lab.role=first      run /lab/script.sh, which loads and executes the second kernel
 #   kleap_lab.role=second     check what arrived, print the verdict, power off
+#   kleap_lab.role=chain      check what arrived, and hand over to the next kernel of a chain
 #   kleap_lab.token=...       printed with the verdict, so that no earlier run can be mistaken for it
 #   kleap_lab.initrd_sha256=  what the second kernel's initrd must be, in physical memory
 #   kleap_lab.cpus=N          how many CPUs must be online
@@ -30,7 +31,10 @@ first)
 second)
     . /lab/second.sh
     ;;
+chain)
+    . /lab/chain.sh
+    ;;
 *)
-    finish fail "kleap_lab.role is '$role', not first or second"
+    finish fail "kleap_lab.role is '$role', not first, second or chain"
     ;;
 esac

@@ -89,6 +89,7 @@ const APPLETS: &[&str] = &[
 const INIT: &[u8] = include_bytes!("../guest-scripts/init.sh");
 const FUNCTIONS: &[u8] = include_bytes!("../guest-scripts/functions.sh");
 const SECOND: &[u8] = include_bytes!("../guest-scripts/second.sh");
+const CHAIN: &[u8] = include_bytes!("../guest-scripts/chain.sh");
 /// Starts the padding's generator; any value will do as long as it stays.
 const PADDING_SEED: u64 = 0x6b6c_6561_7000_0001;
 /// The file that makes the second initrd as large as wanted.
@@ -112,6 +113,7 @@ impl Base {
         archive.file("init", INIT)?;
         archive.file("lab/functions.sh", FUNCTIONS)?;
         archive.file("lab/second.sh", SECOND)?;
+        archive.file("lab/chain.sh", CHAIN)?;
         for (name, path) in [
             ("bin/busybox", busybox),
             ("bin/kleap", kleap),
@@ -196,6 +198,58 @@ pub(crate) fn write_first(
     };
     write().with_context(|| format!("cannot write {}", path.display()))?;
     Ok(second)
+}
+
+/// Writes the initramfs of every kernel of a chain: the base, and the kernels below `/chain` by name.
+pub(crate) fn write_chain(
+    path: &Path,
+    base: &Base,
+    kernels: &[(&str, &Path)],
+) -> Result<SecondInitrd> {
+    let Base(base) = base;
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let mut sink = Hashed {
+        sink: BufWriter::with_capacity(BUFFER_BYTES, file),
+        digest: Sha256::new(),
+        size_bytes: 0,
+    };
+    let mut write = || -> io::Result<()> {
+        sink.write_all(base)?;
+        let mut archive = Archive::new(&mut sink);
+        archive.directory("chain")?;
+        for (name, image) in kernels {
+            let mut image = File::open(image)?;
+            let size_bytes = image.metadata()?.len();
+            archive.stream(&format!("chain/{name}"), size_bytes, &mut image)?;
+        }
+        archive.finish()?;
+        sink.flush()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(SecondInitrd {
+        sha256: hex(&sink.digest.finalize()),
+        size_bytes: sink.size_bytes,
+    })
+}
+
+/// A digest of everything that is written.
+struct Hashed<W> {
+    sink: W,
+    digest: Sha256,
+    size_bytes: u64,
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.sink.write(bytes)?;
+        self.digest.update(bytes.get(..count).unwrap_or_default());
+        self.size_bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
 }
 
 /// The second initrd, made while it is read: base, padding's header, padding, trailer.

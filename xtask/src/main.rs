@@ -3,6 +3,7 @@
 
 mod apt;
 mod build;
+mod chain;
 mod cpio;
 mod demo;
 mod e2e;

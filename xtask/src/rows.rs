@@ -17,6 +17,9 @@ const SMALL_MEMORY_MB: u32 = 2048;
 /// For the large one, which the first kernel holds three times: initramfs, files, huge pages. With
 /// 4096 the `in-place` rows sometimes found no free run that is long enough.
 const LARGE_MEMORY_MB: u32 = 6144;
+/// For an initrd with four kernels, which each kernel of a chain holds four times: as it was given it, as
+/// files, as one file, and in huge pages.
+const CHAIN_MEMORY_MB: u32 = 3072;
 /// How many CPUs most rows have.
 const USUAL_CPUS: u32 = 4;
 /// Every kernel's command line starts with this. A panic ends the machine. The watchdogs are off: when
@@ -139,6 +142,15 @@ pub(crate) enum Script {
     Early,
     /// A script of its own.
     Text(&'static str),
+    /// Kernel after kernel in one machine, each loading and executing the next (`chain.sh`).
+    Chain {
+        /// In turn, beginning with the one that the machine starts.
+        kernels: &'static [&'static str],
+        /// How many hand-overs.
+        hops: u32,
+        /// What is broken, or decided another way, at each of them.
+        fault: Option<&'static str>,
+    },
 }
 
 /// Everything that a user can get wrong, each a clear error and an unchanged machine.
@@ -149,6 +161,12 @@ const BAD_INPUT: &str = include_str!("../guest-scripts/bad-input.sh");
 pub(crate) enum End {
     /// A kernel says `verdict=ok` with the run's token and powers off.
     Verdict,
+    /// Every kernel of a chain says what it found, and memory does not shrink from one to the next of the
+    /// same version; then as [`End::Verdict`].
+    Chain {
+        /// How many hand-overs.
+        hops: u32,
+    },
     /// The machine resets itself after a line with this text, and no second kernel is seen.
     Reset {
         /// What must be on the console.
@@ -287,6 +305,7 @@ impl Row {
             Script::Break { .. } => "broken",
             Script::Early => "early",
             Script::Text(_) => "script",
+            Script::Chain { .. } => "chain",
         };
         self.name = format!(
             "{}-to-{}/{}/{strategy}/{}M/cpus{}",
@@ -330,6 +349,42 @@ impl Row {
             &format!("kleap_lab.initrd_sha256={}", initrd.sha256),
             &format!("kleap_lab.cpus={}", self.cpus),
         ])
+    }
+
+    /// The command line of the first kernel of a chain, and, but for the number of the hop, of all.
+    pub(crate) fn chain_command_line(&self, token: &str, initrd: &SecondInitrd) -> String {
+        let Script::Chain {
+            kernels,
+            hops,
+            fault,
+        } = &self.script
+        else {
+            return String::new();
+        };
+        join_words(&[
+            COMMON_WORDS,
+            self.kind.kernel_words,
+            self.first_words,
+            "earlycon",
+            "retain_initrd",
+            "kleap_lab.role=chain",
+            "kleap_lab.hop=0",
+            &format!("kleap_lab.hops={hops}"),
+            &format!("kleap_lab.kernels={}", kernels.join(",")),
+            &format!("kleap_lab.strategy={}", Strategy::Auto.word()),
+            &fault.map_or(String::new(), |fault| format!("kleap_lab.fault={fault}")),
+            &format!("kleap_lab.token={token}"),
+            &format!("kleap_lab.initrd_sha256={}", initrd.sha256),
+            &format!("kleap_lab.cpus={}", self.cpus),
+        ])
+    }
+
+    /// The kernels that the row needs.
+    pub(crate) fn kernels(&self) -> Vec<&'static str> {
+        match &self.script {
+            Script::Chain { kernels, .. } => kernels.to_vec(),
+            _ => vec![self.first, self.second],
+        }
     }
 
     /// The first kernel's script.
@@ -378,6 +433,8 @@ impl Row {
                 load(*strategy)
             ),
             Script::Text(text) => (*text).to_owned(),
+            // In the base, the same for every kernel.
+            Script::Chain { .. } => String::new(),
         }
     }
 }
@@ -482,6 +539,36 @@ fn efi() -> Vec<Row> {
     .into()
 }
 
+/// The kernels of the chains, oldest first.
+const CHAIN_KERNELS: &[&str] = &["5.10", "6.1", "6.12", "7.3"];
+/// Hand-overs of a chain: every kernel is met twice by way of a hand-over, and two of them three times.
+const CHAIN_HOPS: u32 = 10;
+
+/// Ten hand-overs in a row in one machine, by device tree and by EFI, and with LPIs decided the other way.
+fn chain() -> Vec<Row> {
+    [
+        ("chain/dt", Firmware::DeviceTree, None),
+        ("chain/efi", Firmware::Efi, None),
+        ("chain/dt-lpis-on", Firmware::DeviceTree, Some("lpis:on")),
+    ]
+    .map(|(name, firmware, fault)| {
+        let mut row = Row::hand_over("5.10", "6.1", EL2_A57, Strategy::Auto);
+        row.firmware = firmware;
+        row.cpus = 2;
+        row.memory_mb = CHAIN_MEMORY_MB;
+        row.fault_injection = fault.is_some();
+        row.script = Script::Chain {
+            kernels: CHAIN_KERNELS,
+            hops: CHAIN_HOPS,
+            fault,
+        };
+        row.end = End::Chain { hops: CHAIN_HOPS };
+        row.name = name.to_owned();
+        row
+    })
+    .into()
+}
+
 /// LPIs decided the other way than the command does: left on without EFI, which is also what happens where
 /// they cannot be turned off, and turned off with EFI. Both must be clean.
 fn lpis() -> Vec<Row> {
@@ -581,6 +668,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(broken());
     rows.extend(efi());
     rows.extend(lpis());
+    rows.extend(chain());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());
     }
@@ -615,6 +703,7 @@ mod tests {
         };
         for row in all() {
             assert!(row.second_command_line("0123456789abcdef", &initrd).len() < 2048);
+            assert!(row.chain_command_line("0123456789abcdef", &initrd).len() < 2048);
         }
     }
 

@@ -11,10 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::build;
+use crate::chain;
 use crate::initramfs::{self, Base, Payload};
 use crate::lab::Lab;
 use crate::qemu::{Description, Line, Machine};
-use crate::rows::{End, Firmware, Row, WITNESS_LINE};
+use crate::rows::{End, Firmware, Row, Script, WITNESS_LINE};
 use crate::setup;
 use crate::toolchain::{self, QemuSystem, Rust};
 use crate::witness;
@@ -45,7 +46,7 @@ impl Assets {
     pub(crate) fn prepare(lab: &Lab, rows: &[Row]) -> Result<Self> {
         remove_leftovers(lab)?;
         let mut kernels = BTreeMap::new();
-        for name in rows.iter().flat_map(|row| [row.first, row.second]) {
+        for name in rows.iter().flat_map(Row::kernels) {
             if !kernels.contains_key(name) {
                 kernels.insert(name.to_owned(), setup::kernel(lab, name)?.image);
             }
@@ -153,16 +154,9 @@ fn try_row(
     } else {
         &assets.base
     };
-    let payload = Payload {
-        image: assets.kernel(row.second)?.clone(),
-        total_bytes: row.payload_bytes,
-    };
-    let written = initramfs::write_first(&initrd, base, &payload, |second| {
-        Ok((row.script_text(&token, second), Vec::new()))
-    });
     // QEMU reads the file while it starts; the guard removes it whatever happens.
     let _guard = RemovedFile(initrd.clone());
-    written?;
+    let command_line = write_initramfs(&initrd, assets, base, row, &token)?;
     let description = Description {
         cpu: row.kind.cpu.to_owned(),
         virtualization: row.kind.virtualization,
@@ -177,7 +171,7 @@ fn try_row(
         },
         kernel: assets.kernel(row.first)?.clone(),
         initrd,
-        command_line: row.first_command_line(&token),
+        command_line,
         debugger: row.witness,
     };
     let mut machine = Machine::start(&assets.qemu, &description, &run_directory, &log)?;
@@ -196,6 +190,32 @@ fn try_row(
     })
 }
 
+/// Writes what the machine starts with, and gives the first kernel's command line.
+fn write_initramfs(
+    path: &Path,
+    assets: &Assets,
+    base: &Base,
+    row: &Row,
+    token: &str,
+) -> Result<String> {
+    if let Script::Chain { kernels, .. } = &row.script {
+        let mut images = Vec::new();
+        for &name in *kernels {
+            images.push((name, assets.kernel(name)?.as_path()));
+        }
+        let initrd = initramfs::write_chain(path, base, &images)?;
+        return Ok(row.chain_command_line(token, &initrd));
+    }
+    let payload = Payload {
+        image: assets.kernel(row.second)?.clone(),
+        total_bytes: row.payload_bytes,
+    };
+    initramfs::write_first(path, base, &payload, |second| {
+        Ok((row.script_text(token, second), Vec::new()))
+    })?;
+    Ok(row.first_command_line(token))
+}
+
 fn watch(
     machine: &mut Machine,
     row: &Row,
@@ -207,7 +227,7 @@ fn watch(
         "the first kernel's script",
         FIRST_BOOT_DEADLINE_MS,
         &mut *on_line,
-        |line| lab_value(line, "role=first").map(|_| ()),
+        |line| lab_value(line, "role=").map(|_| ()),
     )?;
     if row.witness {
         machine.wait_for("the pause", VERDICT_DEADLINE_MS, &mut *on_line, |line| {
@@ -216,18 +236,26 @@ fn watch(
         *note = Some(witness::watch(machine).context("the debugger")?);
     }
     match &row.end {
-        End::Verdict => {
-            let verdict_start = format!("token={token} verdict=");
-            let verdict =
-                machine.wait_for("the verdict", VERDICT_DEADLINE_MS, &mut *on_line, |line| {
-                    lab_value(line, &verdict_start).map(str::to_owned)
+        End::Verdict => wait_for_verdict(machine, token, on_line)?,
+        End::Chain { hops } => {
+            let mut found = Vec::new();
+            for hop in 0..=*hops {
+                let start = format!("hop={hop} ");
+                let verdict = format!("token={token} verdict=");
+                let what = format!("the kernel after {hop} hand-overs");
+                // A kernel that finds something wrong says so instead.
+                let line = machine.wait_for(&what, VERDICT_DEADLINE_MS, &mut *on_line, |line| {
+                    lab_value(line, &start)
+                        .map(|rest| Ok(rest.to_owned()))
+                        .or_else(|| lab_value(line, &verdict).map(|text| Err(text.to_owned())))
                 })?;
-            ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
-            let end = machine.wait_for_end(END_DEADLINE_MS, &mut *on_line)?;
-            ensure!(
-                end == "guest-shutdown",
-                "the machine ended with {end}, not by powering off"
-            );
+                match line {
+                    Ok(rest) => found.push(chain::Found::parse(&rest)?),
+                    Err(verdict) => bail!("{what}: the machine's own verdict: {verdict}"),
+                }
+            }
+            wait_for_verdict(machine, token, on_line)?;
+            *note = Some(chain::compare(&found)?);
         }
         End::Reset { line: expected } => {
             let end = machine.wait_for_end(VERDICT_DEADLINE_MS, &mut *on_line)?;
@@ -250,6 +278,24 @@ fn watch(
             }
         }
     }
+    Ok(())
+}
+
+fn wait_for_verdict(
+    machine: &mut Machine,
+    token: &str,
+    on_line: &mut dyn FnMut(&Line),
+) -> Result<()> {
+    let verdict_start = format!("token={token} verdict=");
+    let verdict = machine.wait_for("the verdict", VERDICT_DEADLINE_MS, &mut *on_line, |line| {
+        lab_value(line, &verdict_start).map(str::to_owned)
+    })?;
+    ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
+    let end = machine.wait_for_end(END_DEADLINE_MS, &mut *on_line)?;
+    ensure!(
+        end == "guest-shutdown",
+        "the machine ended with {end}, not by powering off"
+    );
     Ok(())
 }
 

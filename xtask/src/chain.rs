@@ -1,0 +1,119 @@
+//! What the kernels of a chain of hand-overs say of memory, compared.
+//!
+//! `MemTotal` depends on the kernel, so a kernel is compared with the same one four hand-overs earlier.
+//! The first of all is not: firmware and QEMU reserve other things than kleap does (QEMU's device tree
+//! alone takes 1 MiB), and with EFI the LPI tables that it allocates are reserved from the second kernel on.
+//! What is between them is in the note.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anyhow::{Context, Result, ensure};
+
+/// What one kernel said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    kernel: String,
+    mem_total_kb: u64,
+    reserved_kb: u64,
+}
+
+impl Found {
+    /// From `kernel=6.1 mem_total_kb=3000000 reserved_kb=100000 ...`.
+    pub(crate) fn parse(line: &str) -> Result<Self> {
+        let value = |name: &str| {
+            line.split_whitespace()
+                .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+                .with_context(|| format!("no {name} in '{line}'"))
+        };
+        let number = |name: &str| -> Result<u64> {
+            let text = value(name)?;
+            text.parse()
+                .with_context(|| format!("{name} is '{text}', not a number"))
+        };
+        Ok(Self {
+            kernel: value("kernel")?.to_owned(),
+            mem_total_kb: number("mem_total_kb")?,
+            reserved_kb: number("reserved_kb")?,
+        })
+    }
+}
+
+/// Compares every kernel that was reached by a hand-over with the same one before it; gives a summary.
+pub(crate) fn compare(chain: &[Found]) -> Result<String> {
+    let mut before: BTreeMap<&str, (usize, &Found)> = BTreeMap::new();
+    let mut compared = 0;
+    for (hop, found) in chain.iter().enumerate().skip(1) {
+        if let Some((earlier_hop, earlier)) = before.insert(&found.kernel, (hop, found)) {
+            ensure!(
+                found.mem_total_kb == earlier.mem_total_kb,
+                "Linux {} has {} KiB after {hop} hand-overs and had {} KiB after {earlier_hop} \
+                 (reserved {} and {} KiB)",
+                found.kernel,
+                found.mem_total_kb,
+                earlier.mem_total_kb,
+                found.reserved_kb,
+                earlier.reserved_kb,
+            );
+            compared += 1;
+        }
+    }
+    ensure!(compared > 0, "no kernel was met twice");
+    let mut note = format!("MemTotal the same {compared} times");
+    if let Some(first) = chain.first()
+        && let Some((hop, same)) = before.get(first.kernel.as_str())
+    {
+        let _ = write!(
+            note,
+            "; {} KiB in the first kernel, {} after {hop} hand-overs",
+            first.mem_total_kb, same.mem_total_kb
+        );
+    }
+    Ok(note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(kernel: &str, mem_total_kb: u64) -> Found {
+        Found::parse(&format!(
+            "kernel={kernel} mem_total_kb={mem_total_kb} reserved_kb=1 reservations=2"
+        ))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_kernel_is_compared_with_itself() {
+        let chain = [
+            found("5.10", 90),
+            found("6.1", 80),
+            found("5.10", 91),
+            found("6.1", 80),
+            found("5.10", 91),
+        ];
+        let note = compare(&chain).unwrap();
+        assert!(note.contains("the same 2 times"), "{note}");
+        assert!(
+            note.contains("90 KiB in the first kernel, 91 after 4"),
+            "{note}"
+        );
+    }
+
+    #[test]
+    fn lost_memory_is_found() {
+        let chain = [found("5.10", 90), found("6.1", 80), found("6.1", 79)];
+        let error = compare(&chain).unwrap_err().to_string();
+        assert!(
+            error.contains("79 KiB after 2") && error.contains("80 KiB after 1"),
+            "{error}"
+        );
+        assert!(compare(&chain[..2]).is_err(), "nothing was compared");
+    }
+
+    #[test]
+    fn a_line_without_a_number_is_an_error() {
+        assert!(Found::parse("kernel=5.10 mem_total_kb= reserved_kb=1").is_err());
+        assert!(Found::parse("kernel=5.10 reserved_kb=1").is_err());
+    }
+}
