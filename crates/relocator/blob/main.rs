@@ -10,9 +10,7 @@
 use core::arch::{asm, global_asm};
 use core::fmt::Write;
 use core::ptr::{read_volatile, write_volatile};
-use kleap_relocator::abi::{
-    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, Uart, word,
-};
+use kleap_relocator::abi::{self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, Uart, word};
 use kleap_relocator::crc32c;
 use kleap_relocator::failure::Failure;
 use kleap_relocator::relocate::{Entry, Machine, relocate};

@@ -296,5 +296,10 @@ fn reserve_one(tree: u64, machine: &mut impl Machine, table: Range) -> Result<()
 }
 
 #[cfg(all(test, feature = "host"))]
-#[allow(clippy::unwrap_used, reason = "a test's helper functions too")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test's helper functions too"
+)]
 mod tests;
