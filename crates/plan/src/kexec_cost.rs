@@ -22,10 +22,10 @@
 //!   51..48), 32 times with 16K pages (bits 51..47). Upper tables are found again each time; the last level
 //!   is copied each time. In all rounds but the last the walk does not end at `PAGE_END`, so the upper half
 //!   (modules, vmalloc, vmemmap) is copied as well. With 64K pages nothing is folded and the indexes below
-//!   the map are empty.
+//!   the map are empty. Seen on 6.12.107; 6.12.118 and 7.3.4 start at `_PAGE_OFFSET(vabits_actual)`.
 //! * **Crash.** With 4K pages and LPA2 the tables have five levels, and `copy_p4d` of those kernels allocates
 //!   none at the second: it writes through a null pointer. Reported by syzbot for 6.9-rc3
-//!   (2d1f5a94167d430a3bd7), seen on 6.12.107, not on 7.3.4.
+//!   (2d1f5a94167d430a3bd7), seen on 6.12.107 and 6.12.118, not on 7.3.4.
 //!
 //! # What cannot be known
 //!
@@ -42,8 +42,12 @@ use serde::Serialize;
 const FIRST_WITH_COPY: KernelVersion = KernelVersion::new(5, 16, 0);
 /// First kernel that can be built for 52-bit virtual addresses with 4K and 16K pages, and with both bugs.
 const FIRST_WITH_52_BIT_BUGS: KernelVersion = KernelVersion::new(6, 9, 0);
-/// First kernel that is known to be without them; those between are taken to have them.
+/// First kernel that is known to be without either; those between are taken to have the crash.
 const FIRST_WITHOUT_52_BIT_BUGS: KernelVersion = KernelVersion::new(7, 3, 0);
+/// Last kernel that was seen to copy repeatedly.
+const LAST_SEEN_WITH_REPEATED_COPY: KernelVersion = KernelVersion::new(6, 12, 107);
+/// First kernel of the same series that was seen not to. Other series may have the fix or not.
+const FIRST_SEEN_WITHOUT_REPEATED_COPY: KernelVersion = KernelVersion::new(6, 12, 118);
 /// From here on `rodata=on` is what `rodata=full` was, and CPUs with BBM level 2 keep blocks in spite of it.
 /// Merged for 6.18; one release earlier costs only certainty.
 const FIRST_WITH_BLOCKS_BY_CPU: KernelVersion = KernelVersion::new(6, 17, 0);
@@ -272,7 +276,7 @@ impl Hazard {
             }
             Self::RepeatedCopy { .. } => {
                 "boot this kernel with rodata=on kfence.sample_interval=100 on its command line, so that \
-                 there is little to copy, or boot a kernel from 7.3 on"
+                 there is little to copy, or boot a kernel without the bug: 6.12.118, or from 7.3 on"
             }
             Self::DoesNotFit { .. } => {
                 "end what uses memory, or boot this kernel with rodata=on kfence.sample_interval=100 on \
@@ -292,8 +296,8 @@ impl fmt::Display for Hazard {
             ),
             Self::RepeatedCopy { times, certain } => write!(
                 f,
-                "kexec_load {} this kernel's tables {times} times over: it is built for 52-bit addresses, \
-                 which this CPU does not have (a bug that was fixed by 7.3)",
+                "kexec_load {} this kernel's tables {times} times over: built for 52-bit addresses and on a CPU \
+                 that does not have them, it has a bug that was fixed by 6.12.118 and 7.3",
                 if *certain { "copies" } else { "may copy" }
             ),
             Self::DoesNotFit {
@@ -355,6 +359,19 @@ fn lpa2_crash(
 
 fn has_52_bit_bugs(kernel: KernelVersion) -> bool {
     (FIRST_WITH_52_BIT_BUGS..FIRST_WITHOUT_52_BIT_BUGS).contains(&kernel)
+}
+
+/// Whether this kernel copies repeatedly if its build and the CPU let it; `None` if that is not known.
+fn copies_repeatedly(kernel: KernelVersion) -> Option<bool> {
+    if !has_52_bit_bugs(kernel) {
+        return Some(false);
+    }
+    let of_series = FIRST_SEEN_WITHOUT_REPEATED_COPY..KernelVersion::new(6, 13, 0);
+    if of_series.contains(&kernel) {
+        return Some(false);
+    }
+    // Distributions that number their kernels .0 hide what they have fixed.
+    (kernel <= LAST_SEEN_WITH_REPEATED_COPY && kernel.patch != 0).then_some(true)
 }
 
 /// Predicts what `kexec_load` will allocate on this machine.
@@ -425,11 +442,12 @@ fn rounds(input: &KexecCostInput<'_>, granule: Granule) -> Bounds {
     let may_be_52 = input
         .compiled_virtual_address_bits
         .is_none_or(|bits| bits == VA_BITS_52);
-    let may_have_bug = input.kernel.is_none_or(has_52_bit_bugs);
-    if input.virtual_address_bits >= VA_BITS_52 || !may_be_52 || !may_have_bug {
+    let repeats = input.kernel.and_then(copies_repeatedly);
+    let is_wide = input.virtual_address_bits >= VA_BITS_52;
+    if is_wide || !may_be_52 || repeats == Some(false) || wasted_rounds == 1 {
         return Bounds::exactly(1);
     }
-    if input.compiled_virtual_address_bits.is_some() && input.kernel.is_some() {
+    if input.compiled_virtual_address_bits.is_some() && repeats == Some(true) {
         Bounds::exactly(wasted_rounds)
     } else {
         Bounds {
