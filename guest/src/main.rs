@@ -11,6 +11,7 @@
 mod hugepages;
 mod initrd;
 mod kcore;
+mod kexec_cost;
 mod without_syscall;
 
 use std::env;
@@ -41,9 +42,11 @@ fn run() -> Result<()> {
             rustix::system::reboot(rustix::system::RebootCommand::Kexec)?;
             bail!("reboot(LINUX_REBOOT_CMD_KEXEC) came back")
         }
+        Some("kexec-cost") => kexec_cost::print_prediction(),
+        Some("measure-kexec-cost") => kexec_cost::measure(),
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|\
+            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|kexec-cost|measure-kexec-cost|\
              without-syscall NAME ERROR COMMAND..."
         ),
     }

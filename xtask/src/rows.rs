@@ -155,6 +155,8 @@ pub(crate) enum Script {
 
 /// Everything that a user can get wrong, each a clear error and an unchanged machine.
 const BAD_INPUT: &str = include_str!("../guest-scripts/bad-input.sh");
+/// What `kexec_load` takes of memory, against what is predicted.
+const KEXEC_COST: &str = include_str!("../guest-scripts/kexec-cost.sh");
 
 /// How the machine must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -272,6 +274,17 @@ impl Row {
         // Less than the GiB that one of the files claims.
         row.memory_mb = 1024;
         row.name = format!("bad-input/{first}");
+        row
+    }
+
+    fn kexec_cost(first: &'static str, kind: Kind, memory_mb: u32) -> Self {
+        let mut row = Self::hand_over(first, first, kind, Strategy::Auto);
+        row.script = Script::Text(KEXEC_COST);
+        row.cpus = 2;
+        row.memory_mb = memory_mb;
+        // Nothing is handed over to.
+        row.payload_bytes = 0;
+        row.name = format!("kexec-cost/{first}/{}/{memory_mb}M", kind.name);
         row
     }
 
@@ -484,6 +497,21 @@ const FAST: &[&str] = &[
     "bad-input/6.1",
 ];
 
+/// Kernels and machines on which the cost of `kexec_load` differs: nothing to copy; one copy; kernels built
+/// for 52-bit addresses on CPUs without and with them.
+const KEXEC_COSTS: [(&str, Kind, [u32; 2]); 7] = [
+    ("5.10", EL2_A57, KEXEC_COST_MB),
+    ("6.1", EL2_A57, KEXEC_COST_MB),
+    ("6.12", EL2_A57, KEXEC_COST_MB),
+    ("7.3", EL2_A57, KEXEC_COST_MB),
+    ("7.3", VHE_MAX, KEXEC_COST_MB),
+    ("6.12-16k", VHE_N1, KEXEC_COST_16K_MB),
+    ("6.12-16k", VHE_MAX, KEXEC_COST_16K_MB),
+];
+/// Memory of those machines. Larger pages need fewer tables: with less the noise would hide them.
+const KEXEC_COST_MB: [u32; 2] = [2048, 8192];
+const KEXEC_COST_16K_MB: [u32; 2] = [8192, 16384];
+
 /// The system call of 6.12 with 4K pages would take the first kernel down on this machine.
 fn crashes(first: &str, kind: Kind) -> bool {
     first == "6.12" && kind == VHE_MAX
@@ -665,6 +693,9 @@ pub(crate) fn all() -> Vec<Row> {
         rows.push(Row::early(first, second, kind));
     }
     rows.extend(["5.10", "6.1", "7.3"].map(Row::bad_input));
+    for (first, kind, memories_mb) in KEXEC_COSTS {
+        rows.extend(memories_mb.map(|memory_mb| Row::kexec_cost(first, kind, memory_mb)));
+    }
     rows.extend(broken());
     rows.extend(efi());
     rows.extend(lpis());
