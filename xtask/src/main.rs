@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod bench;
 mod build;
 mod chain;
 mod cpio;
@@ -71,6 +72,11 @@ enum Task {
         #[arg(long, default_value = "auto")]
         strategy: rows::Strategy,
     },
+    /// Print the numbers that the documentation quotes, and write them to target/bench
+    Bench {
+        /// What is counted
+        what: Benchmark,
+    },
     /// Run all tests: units here and as arm64 programs, format, lints, and the fast hand-overs
     Test,
     /// Hand over between real kernels in QEMU, and print a table
@@ -88,6 +94,12 @@ enum Task {
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
     },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Benchmark {
+    /// Bytes of translation tables, ours and Linux's, by memory and page size
+    Tables,
 }
 
 fn main() -> ExitCode {
@@ -120,6 +132,9 @@ fn run(arguments: Arguments) -> Result<()> {
                 strategy,
             },
         ),
+        Task::Bench {
+            what: Benchmark::Tables,
+        } => bench::tables::run(&lab.workspace().join("target").join("bench")),
         Task::Test => test::run(&lab),
         Task::E2e {
             list,

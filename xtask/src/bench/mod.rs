@@ -1,0 +1,3 @@
+//! `cargo xtask bench`: numbers that the documentation quotes.
+
+pub(crate) mod tables;
