@@ -12,6 +12,7 @@ mod hugepages;
 mod initrd;
 mod kcore;
 mod kexec_cost;
+mod time;
 mod without_syscall;
 
 use std::env;
@@ -44,9 +45,11 @@ fn run() -> Result<()> {
         }
         Some("kexec-cost") => kexec_cost::print_prediction(),
         Some("measure-kexec-cost") => kexec_cost::measure(),
+        Some("time") => time::run(env::args().skip(2)),
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|kexec-cost|measure-kexec-cost|\
+            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|kexec-cost|\
+             measure-kexec-cost|time NAME COMMAND...|\
              without-syscall NAME ERROR COMMAND..."
         ),
     }
