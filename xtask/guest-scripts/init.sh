@@ -8,6 +8,7 @@
 #   kleap_lab.token=...       printed with the verdict, so that no earlier run can be mistaken for it
 #   kleap_lab.initrd_sha256=  what the second kernel's initrd must be, in physical memory
 #   kleap_lab.cpus=N          how many CPUs must be online
+#   kleap_lab.report=no       the second kernel was not handed over to by kleap, and has no report
 # Lines for the harness start with "KLEAP-LAB: ".
 
 export PATH=/bin

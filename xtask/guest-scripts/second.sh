@@ -4,12 +4,15 @@ check_log
 check_cpus
 check_initrd
 
-say "report-begin"
-kleap report || fail "kleap report failed with exit code $?"
-say "report-end"
-say "json-begin"
-kleap report --json || fail "kleap report --json failed with exit code $?"
-say "json-end"
+# A kernel that another program handed over to has none.
+if [ "$(word report)" != no ]; then
+    say "report-begin"
+    kleap report || fail "kleap report failed with exit code $?"
+    say "report-end"
+    say "json-begin"
+    kleap report --json || fail "kleap report --json failed with exit code $?"
+    say "json-end"
+fi
 
 if [ -z "$reasons" ]; then
     finish ok

@@ -309,6 +309,12 @@ pub(crate) const TRIXIE: Release = Release {
     suites: &["trixie"],
     security_suites: &["trixie-security"],
 };
+/// What will be Debian 14, for what is newer there.
+pub(crate) const FORKY: Release = Release {
+    name: "forky",
+    suites: &["forky"],
+    security_suites: &[],
+};
 /// Newer kernels for Debian 13.
 pub(crate) const TRIXIE_BACKPORTS: Release = Release {
     name: "trixie-backports",

@@ -91,7 +91,8 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
 /// The name under which a file of the user's is known.
 const YOURS: &str = "the given kernel";
 
-fn known_name(name: &str) -> Result<&'static str> {
+/// A kernel's name, if there is one of that name.
+pub(crate) fn known_name(name: &str) -> Result<&'static str> {
     match KERNELS.iter().find(|kernel| kernel.name == name) {
         Some(kernel) => Ok(kernel.name),
         None => {

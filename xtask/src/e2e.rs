@@ -214,7 +214,7 @@ fn milliseconds(seconds: Option<f64>) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn aligned<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String {
+pub(crate) fn aligned<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| {
         lines
             .iter()

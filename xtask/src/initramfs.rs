@@ -107,7 +107,7 @@ impl Base {
     pub(crate) fn new(busybox: &Path, kleap: &Path, guest: &Path) -> Result<Self> {
         let mut bytes = Vec::new();
         let mut archive = Archive::new(&mut bytes);
-        for name in ["bin", "dev", "lab", "proc", "run", "sys", "tmp"] {
+        for name in ["bin", "dev", "lab", "lib", "proc", "run", "sys", "tmp"] {
             archive.directory(name)?;
         }
         archive.file("init", INIT)?;

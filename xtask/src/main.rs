@@ -72,11 +72,8 @@ enum Task {
         #[arg(long, default_value = "auto")]
         strategy: rows::Strategy,
     },
-    /// Print the numbers that the documentation quotes, and write them to target/bench
-    Bench {
-        /// What is counted
-        what: Benchmark,
-    },
+    /// Measure kleap beside Debian's kexec-tools in QEMU; tables, JSON and SVG in target/bench
+    Bench(bench::Wish),
     /// Run all tests: units here and as arm64 programs, format, lints, and the fast hand-overs
     Test,
     /// Hand over between real kernels in QEMU, and print a table
@@ -94,12 +91,6 @@ enum Task {
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
     },
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Benchmark {
-    /// Bytes of translation tables, ours and Linux's, by memory and page size
-    Tables,
 }
 
 fn main() -> ExitCode {
@@ -132,9 +123,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 strategy,
             },
         ),
-        Task::Bench {
-            what: Benchmark::Tables,
-        } => bench::tables::run(&lab.workspace().join("target").join("bench")),
+        Task::Bench(wish) => bench::run(&lab, &wish),
         Task::Test => test::run(&lab),
         Task::E2e {
             list,

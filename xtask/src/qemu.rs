@@ -47,6 +47,8 @@ pub(crate) struct Description {
     pub(crate) cpu: String,
     /// Whether the machine has EL2.
     pub(crate) virtualization: bool,
+    /// Whether the interrupt controller has an ITS.
+    pub(crate) its: bool,
     /// How many CPUs.
     pub(crate) cpus: u32,
     /// How much memory.
@@ -328,11 +330,7 @@ fn slowdown() -> f64 {
 
 /// QEMU's command line.
 fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
-    let virtualization = if description.virtualization {
-        "on"
-    } else {
-        "off"
-    };
+    let on_off = |on: bool| if on { "on" } else { "off" };
     let mut words: Vec<String> = ["setpriv", "--pdeathsig", "KILL"].map(str::to_owned).into();
     words.extend(qemu.words.iter().cloned());
     let mut add = |option: &str, value: String| {
@@ -341,7 +339,11 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
     };
     add(
         "-M",
-        format!("virt,gic-version=3,virtualization={virtualization}"),
+        format!(
+            "virt,gic-version=3,virtualization={},its={}",
+            on_off(description.virtualization),
+            on_off(description.its)
+        ),
     );
     add("-cpu", description.cpu.clone());
     add("-smp", description.cpus.to_string());

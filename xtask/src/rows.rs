@@ -151,7 +151,12 @@ pub(crate) enum Script {
         /// What is broken, or decided another way, at each of them.
         fault: Option<&'static str>,
     },
+    /// A script made for the row, in which [`COMMAND_LINE`] stands for the second kernel's.
+    Template(String),
 }
+
+/// What a [`Script::Template`] has where the second kernel's command line belongs.
+pub(crate) const COMMAND_LINE: &str = "@COMMAND_LINE@";
 
 /// Everything that a user can get wrong, each a clear error and an unchanged machine.
 const BAD_INPUT: &str = include_str!("../guest-scripts/bad-input.sh");
@@ -189,6 +194,8 @@ pub(crate) struct Row {
     pub(crate) cpus: u32,
     /// How much memory.
     pub(crate) memory_mb: u32,
+    /// Whether the interrupt controller has an ITS, and so LPIs whose tables outlive the first kernel.
+    pub(crate) its: bool,
     /// The first kernel's name.
     pub(crate) first: &'static str,
     /// The second kernel's name.
@@ -201,6 +208,12 @@ pub(crate) struct Row {
     pub(crate) fault_injection: bool,
     /// Whether a debugger watches the hand-over.
     pub(crate) witness: bool,
+    /// Whether the first kernel's machine has kexec-tools, to compare with.
+    pub(crate) kexec_tools: bool,
+    /// Whether the second kernel must have a report of kleap's.
+    pub(crate) report: bool,
+    /// How long the first kernel's script and the second kernel may take, where that is not usual.
+    pub(crate) verdict_deadline_ms: Option<u64>,
     /// What the first kernel does.
     pub(crate) script: Script,
     /// How the machine must end.
@@ -225,12 +238,16 @@ impl Row {
             firmware: Firmware::DeviceTree,
             cpus: USUAL_CPUS,
             memory_mb: SMALL_MEMORY_MB,
+            its: true,
             first,
             second,
             first_words: "",
             payload_bytes: SMALL_PAYLOAD_BYTES,
             fault_injection: false,
             witness: false,
+            kexec_tools: false,
+            report: true,
+            verdict_deadline_ms: None,
             script: Script::HandOver(strategy),
             end: End::Verdict,
             fast: false,
@@ -317,7 +334,7 @@ impl Row {
             Script::Refuse(_) => "refused",
             Script::Break { .. } => "broken",
             Script::Early => "early",
-            Script::Text(_) => "script",
+            Script::Text(_) | Script::Template(_) => "script",
             Script::Chain { .. } => "chain",
         };
         self.name = format!(
@@ -358,6 +375,11 @@ impl Row {
             "earlycon",
             "retain_initrd",
             "kleap_lab.role=second",
+            if self.report {
+                ""
+            } else {
+                "kleap_lab.report=no"
+            },
             &format!("kleap_lab.token={token}"),
             &format!("kleap_lab.initrd_sha256={}", initrd.sha256),
             &format!("kleap_lab.cpus={}", self.cpus),
@@ -448,6 +470,7 @@ impl Row {
             Script::Text(text) => (*text).to_owned(),
             // In the base, the same for every kernel.
             Script::Chain { .. } => String::new(),
+            Script::Template(text) => text.replace(COMMAND_LINE, &command_line),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::bench::kexec_tools::KexecTools;
 use crate::build;
 use crate::chain;
 use crate::initramfs::{self, Base, Payload};
@@ -39,6 +40,7 @@ pub(crate) struct Assets {
     base: Base,
     fault_base: Option<Base>,
     firmware: Option<PathBuf>,
+    kexec_tools: Option<KexecTools>,
 }
 
 impl Assets {
@@ -68,12 +70,18 @@ impl Assets {
         } else {
             None
         };
+        let kexec_tools = if rows.iter().any(|row| row.kexec_tools) {
+            Some(KexecTools::fetch(lab)?)
+        } else {
+            None
+        };
         Ok(Self {
             qemu,
             kernels,
             base,
             fault_base,
             firmware,
+            kexec_tools,
         })
     }
 
@@ -160,6 +168,7 @@ fn try_row(
     let description = Description {
         cpu: row.kind.cpu.to_owned(),
         virtualization: row.kind.virtualization,
+        its: row.its,
         cpus: row.cpus,
         memory_mb: row.memory_mb,
         firmware: match row.firmware {
@@ -210,8 +219,12 @@ fn write_initramfs(
         image: assets.kernel(row.second)?.clone(),
         total_bytes: row.payload_bytes,
     };
+    let extra_files = match &assets.kexec_tools {
+        Some(tools) if row.kexec_tools => tools.files.clone(),
+        _ => Vec::new(),
+    };
     initramfs::write_first(path, base, &payload, |second| {
-        Ok((row.script_text(token, second), Vec::new()))
+        Ok((row.script_text(token, second), extra_files))
     })?;
     Ok(row.first_command_line(token))
 }
@@ -235,8 +248,9 @@ fn watch(
         })?;
         *note = Some(witness::watch(machine).context("the debugger")?);
     }
+    let verdict_deadline_ms = row.verdict_deadline_ms.unwrap_or(VERDICT_DEADLINE_MS);
     match &row.end {
-        End::Verdict => wait_for_verdict(machine, token, on_line)?,
+        End::Verdict => wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?,
         End::Chain { hops } => {
             let mut found = Vec::new();
             for hop in 0..=*hops {
@@ -244,7 +258,7 @@ fn watch(
                 let verdict = format!("token={token} verdict=");
                 let what = format!("the kernel after {hop} hand-overs");
                 // A kernel that finds something wrong says so instead.
-                let line = machine.wait_for(&what, VERDICT_DEADLINE_MS, &mut *on_line, |line| {
+                let line = machine.wait_for(&what, verdict_deadline_ms, &mut *on_line, |line| {
                     lab_value(line, &start)
                         .map(|rest| Ok(rest.to_owned()))
                         .or_else(|| lab_value(line, &verdict).map(|text| Err(text.to_owned())))
@@ -254,11 +268,11 @@ fn watch(
                     Err(verdict) => bail!("{what}: the machine's own verdict: {verdict}"),
                 }
             }
-            wait_for_verdict(machine, token, on_line)?;
+            wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?;
             *note = Some(chain::compare(&found)?);
         }
         End::Reset { line: expected } => {
-            let end = machine.wait_for_end(VERDICT_DEADLINE_MS, &mut *on_line)?;
+            let end = machine.wait_for_end(verdict_deadline_ms, &mut *on_line)?;
             ensure!(
                 end == "guest-reset",
                 "the machine ended with {end}, not with a reset"
@@ -284,10 +298,11 @@ fn watch(
 fn wait_for_verdict(
     machine: &mut Machine,
     token: &str,
+    deadline_ms: u64,
     on_line: &mut dyn FnMut(&Line),
 ) -> Result<()> {
     let verdict_start = format!("token={token} verdict=");
-    let verdict = machine.wait_for("the verdict", VERDICT_DEADLINE_MS, &mut *on_line, |line| {
+    let verdict = machine.wait_for("the verdict", deadline_ms, &mut *on_line, |line| {
         lab_value(line, &verdict_start).map(str::to_owned)
     })?;
     ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
