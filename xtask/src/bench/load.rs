@@ -136,12 +136,14 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
         bail!("the loads failed: {text}");
     }
     println!("\n{}\n", report(&heard, &conditions));
-    write_files(
+    let paths = write_files(
         lab,
         "load",
         &to_json(&heard, &conditions),
         &chart(&heard, &conditions),
-    )
+    )?;
+    println!("{}\n{}", paths[0].display(), paths[1].display());
+    Ok(())
 }
 
 /// The payload's name in all outputs.
@@ -295,7 +297,7 @@ fn chart(heard: &Heard, conditions: &Conditions) -> Chart {
     Chart {
         title: format!("Loading {}", payload_text(heard)),
         subtitle: vec![format!(
-            "bars: median of {} loads each, taking turns in one machine; lines: least to most",
+            "bars: median, loads of each: {}, taking turns in one machine; lines: least to most",
             heard.of("kleap").len()
         )],
         axis: "time of one load".to_owned(),

@@ -26,6 +26,7 @@ pub(crate) mod tables;
 use std::env::consts::ARCH;
 use std::fs;
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
@@ -324,18 +325,18 @@ fn load_average() -> Option<f64> {
     text.split_whitespace().next()?.parse().ok()
 }
 
-/// Writes the two files.
-fn write_files(lab: &Lab, name: &str, value: &Value, chart: &svg::Chart) -> Result<()> {
+/// Writes the two files and gives their paths.
+fn write_files(lab: &Lab, name: &str, value: &Value, chart: &svg::Chart) -> Result<[PathBuf; 2]> {
     let directory = lab.workspace().join("target").join("bench");
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
     let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
-    for (extension, content) in [("json", format!("{text}\n")), ("svg", svg::draw(chart))] {
-        let path = directory.join(format!("{name}.{extension}"));
-        lab::write_whole(&path, content.as_bytes())?;
-        println!("{}", path.display());
+    let paths = ["json", "svg"].map(|extension| directory.join(format!("{name}.{extension}")));
+    let contents = [format!("{text}\n"), svg::draw(chart)];
+    for (path, content) in paths.iter().zip(contents) {
+        lab::write_whole(path, content.as_bytes())?;
     }
-    Ok(())
+    Ok(paths)
 }
 
 /// `NAME=NUMBER` in a line of words.

@@ -339,7 +339,7 @@ fn draw_bar(axis: &Axis, bar: &Bar, y: f64) -> Vec<String> {
     };
     if !bar.remark.is_empty() {
         if !words.is_empty() {
-            words.push_str("  ");
+            words.push_str(", ");
         }
         words.push_str(&bar.remark);
     }
