@@ -115,6 +115,22 @@ fn write<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
         .map_err(|error| state_error(&path, error))
 }
 
+/// Makes a directory of ours where it is not there yet.
+fn make_directory(directory: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt;
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(kleap_linux::Error::File {
+                action: "cannot create",
+                path: directory.to_owned(),
+                source: error,
+            }
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
 fn pages_path(page_size_bytes: u64) -> PathBuf {
     path(&format!("{PAGES}{}", page_size_bytes / 1024))
 }
@@ -184,6 +200,7 @@ impl Store {
 
     /// Notes that the kernel is about to be given the stage.
     pub(crate) fn mark_exec(&self) -> Result<(), Failure> {
+        make_directory(Path::new(ROOT))?;
         write("exec", &())
     }
 
@@ -315,21 +332,9 @@ impl Store {
 
     /// Makes the directories and mounts the hugetlbfs, where they are not there yet.
     fn prepare(&self, page_size_bytes: u64) -> Result<PathBuf, Failure> {
-        use std::os::unix::fs::DirBuilderExt;
         let pages = pages_path(page_size_bytes);
-        for directory in [Path::new(ROOT), &pages] {
-            match std::fs::DirBuilder::new().mode(0o700).create(directory) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                    return Err(kleap_linux::Error::File {
-                        action: "cannot create",
-                        path: directory.to_owned(),
-                        source: error,
-                    }
-                    .into());
-                }
-                _ => {}
-            }
-        }
+        make_directory(Path::new(ROOT))?;
+        make_directory(&pages)?;
         if !hugepages::is_mounted(&pages) {
             hugepages::mount(&pages, page_size_bytes)?;
         }
