@@ -33,28 +33,18 @@ pub(crate) const STAGE_BYTES: u64 = 2 << 20;
 const STAGE_MAX_BYTES: u64 = 32 << 20;
 /// The size that is taken first, bytes: the smallest that every granule has, and the alignment of an Image.
 const FIRST_SIZE_BYTES: u64 = BASE_ALIGNMENT_BYTES;
-/// How far the search for runs goes, where `auto` can fall back to moving: at most this many
-/// times what is needed, and this part of the available memory.
-const SEARCH_AUTO: Limits = Limits {
-    factor: 3,
-    available_percent: 50,
-};
-/// And where it cannot, because only `in-place` will do.
-const SEARCH_IN_PLACE: Limits = Limits {
-    factor: 16,
-    available_percent: 80,
-};
+/// How far the search for runs goes, where there is moving to fall back to: at most this many times what is
+/// needed.
+const FACTOR_AUTO: u64 = 3;
+/// And where there is not, because only `in-place` will do.
+const FACTOR_IN_PLACE: u64 = 16;
+/// And never further than this part of the available memory. What is not used goes back at once; the pools
+/// grow without the kernel ending any process for it, but caches become smaller.
+const AVAILABLE_PERCENT: u64 = 80;
 /// In so many steps.
 const SEARCH_STEPS: u64 = 8;
 /// How often pages that moved while they were pinned are laid out again.
 const PIN_TRIES: u32 = 4;
-
-/// Limits of a search.
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    factor: u64,
-    available_percent: u64,
-}
 
 /// Pages with a layout for them, and pinned where the kernel allows it.
 #[derive(Debug)]
@@ -325,13 +315,12 @@ pub(crate) fn find(
             available_bytes,
         });
     }
-    let limits = match strategy {
-        Strategy::InPlace => SEARCH_IN_PLACE,
-        Strategy::Auto | Strategy::Relocate | Strategy::Kernel => SEARCH_AUTO,
+    let factor = match strategy {
+        Strategy::InPlace => FACTOR_IN_PLACE,
+        Strategy::Auto | Strategy::Relocate | Strategy::Kernel => FACTOR_AUTO,
     };
-    let share_bytes = available_bytes / 100 * limits.available_percent;
-    let most_bytes =
-        needed_bytes.max((needed_bytes.saturating_mul(limits.factor)).min(share_bytes));
+    let share_bytes = available_bytes / 100 * AVAILABLE_PERCENT;
+    let most_bytes = needed_bytes.max(needed_bytes.saturating_mul(factor).min(share_bytes));
 
     let node = numa::boot_cpu_node();
     // For fallocate(2), which takes pages from the pool.
