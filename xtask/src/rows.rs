@@ -454,13 +454,16 @@ impl Row {
                 "say payload initrd_bytes={}\nbefore=$(cat /sys/kernel/kexec_loaded)\n\
                  must {} --early\nrun kleap status\n\
                  [ \"$before$(cat /sys/kernel/kexec_loaded)\" = 01 ] || finish fail 'not loaded early'\n\
-                 must kleap unload\n\
-                 [ \"$(cat /sys/kernel/kexec_loaded)\" = 0 ] || finish fail 'unload left it loaded'\n\
-                 must {} --early\nsay executing\nrun kleap-guest reboot-kexec\n\
+                 not_loaded() {{\n[ \"$(cat /sys/kernel/kexec_loaded)\" = 0 ] || finish fail \"$1 left it loaded\"\n}}\n\
+                 must kleap unload\nnot_loaded unload\n\
+                 must {early} --early\nmust {early}\nnot_loaded 'a load that is not early'\n\
+                 must {early} --early\necho 7 >/dev/kleap/state.json\nmust kleap unload\nnot_loaded 'unload of a damaged note'\n\
+                 [ ! -e /dev/kleap ] || finish fail 'unload left /dev/kleap behind'\n\
+                 must {early} --early\nsay executing\nrun kleap-guest reboot-kexec\n\
                  finish fail 'the reboot came back'\n",
                 initrd.size_bytes,
                 load(Strategy::Auto),
-                load(Strategy::Auto),
+                early = load(Strategy::Auto),
             ),
             Script::Break { strategy, fault } => format!(
                 "must {}\nsay executing\nrun kleap exec --inject-fault '{fault}'\n\

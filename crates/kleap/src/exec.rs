@@ -159,16 +159,18 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         start: stage.start,
         bytes: &stage.bytes,
     };
-    let error: Failure = match kexec::load(stage.start, &[segment]) {
+    let given = kexec::load(stage.start, &[segment]);
+    let is_given = given.is_ok();
+    let error: Failure = match given {
         Ok(()) => reboot::kexec().into(),
         Err(error) => error.into(),
     };
     // Still here: nothing was handed over, so nothing stays loaded in the kernel but what was there before.
     drop((pin, files));
-    let undone = if loaded.early {
-        store.keep_exec()
-    } else {
-        store.unmark_exec()
+    let undone = match (is_given, loaded.early) {
+        (false, _) => store.not_given(),
+        (true, true) => store.given_early(),
+        (true, false) => store.unmark_exec(),
     };
     if let Err(unload) = undone {
         output::warn(&format!("and the kernel keeps what it was given: {unload}"));

@@ -434,7 +434,7 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failur
     }
     store.commit(&loaded)?;
     if loaded.early {
-        store.keep_exec()?;
+        store.given_early()?;
     }
     if let Some((holder, _)) = holder {
         hold::go(holder);
@@ -450,8 +450,7 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
         bytes: &stage.bytes,
     };
     kexec::load(stage.start, &[segment]).inspect_err(|_| {
-        // What the kernel had before it still has.
-        let _ = store.keep_exec();
+        let _ = store.not_given();
     })?;
     Ok(())
 }
@@ -503,12 +502,12 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Fa
     }
     store.mark_exec()?;
     kexec::load(stage.start, &segments).inspect_err(|_| {
-        let _ = store.keep_exec();
+        let _ = store.not_given();
     })?;
     loaded.generation = store.create()?.generation;
     loaded.payload = format!("payload-{}", loaded.generation);
     store.commit(&loaded)?;
-    store.keep_exec()?;
+    store.given_early()?;
     Ok(loaded)
 }
 

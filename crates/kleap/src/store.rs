@@ -7,6 +7,7 @@
 //! /dev/kleap/pool.json   how many huge pages of each size we added to the system's pools
 //! /dev/kleap/exec        there while a command gives the stage to the kernel: whoever finds it, with the
 //!                        lock, takes the stage back, because that command has died
+//! /dev/kleap/early       there while the kernel has the stage of what is loaded, since `load --early`
 //! ```
 //!
 //! Below `/dev` because systemd-shutdown kills every process but leaves mounts there alone. A load is
@@ -204,16 +205,33 @@ impl Store {
         write("exec", &())
     }
 
-    /// Notes that the kernel may keep what it was given: the state says that it has it.
-    pub(crate) fn keep_exec(&self) -> Result<(), Failure> {
+    /// Notes that the kernel did not take what it was to be given, and has what it had.
+    pub(crate) fn not_given(&self) -> Result<(), Failure> {
         remove_if_there(&path("exec"))
     }
 
-    /// Takes back what an `exec` gave to the kernel and did not enter.
+    /// Notes that the kernel may keep what it was given, until it is unloaded.
+    pub(crate) fn given_early(&self) -> Result<(), Failure> {
+        std::fs::rename(path("exec"), path("early"))
+            .map_err(|error| state_error(&path("exec"), error))
+    }
+
+    /// Takes back what a command gave to the kernel before it died, or could not enter.
     pub(crate) fn unmark_exec(&self) -> Result<(), Failure> {
         if path("exec").exists() {
             kleap_linux::kexec::unload()?;
+            remove_if_there(&path("early"))?;
             remove_if_there(&path("exec"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes back what the kernel was given early. Before its payload goes: a stage without one would only
+    /// find that out after the jump.
+    fn take_back_early(&self) -> Result<(), Failure> {
+        if path("early").exists() {
+            kleap_linux::kexec::unload()?;
+            remove_if_there(&path("early"))?;
         }
         Ok(())
     }
@@ -301,6 +319,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
+        self.take_back_early()?;
         for name in ["state.json", "state.json.new"] {
             remove_if_there(&path(name))?;
         }
@@ -435,6 +454,9 @@ impl Store {
 
     /// Makes `loaded` what is loaded, in place of what was, and gives back what is no longer needed.
     pub(crate) fn commit(&self, loaded: &Loaded) -> Result<(), Failure> {
+        if !loaded.early {
+            self.take_back_early()?;
+        }
         write("state.json", loaded)?;
         self.sweep()
     }
@@ -448,9 +470,6 @@ impl Store {
     pub(crate) fn unload() -> Result<bool, Failure> {
         let store = Self::lock()?;
         let was_loaded = path("state.json").exists();
-        if loaded().is_ok_and(|loaded| loaded.is_some_and(|loaded| loaded.early)) {
-            kleap_linux::kexec::unload()?;
-        }
         store.remove_all()?;
         Ok(was_loaded)
     }
