@@ -176,17 +176,19 @@ impl Search<'_> {
                 page_size_bytes: FIRST_SIZE_BYTES,
             })?;
         let needed = needed_bytes.div_ceil(first_size);
-        let mut came = self.take(first_size, needed, true)?;
-        if came < needed && hugepages::compact_memory() {
-            came += self.take(first_size, needed - came, true)?;
+        let mut came = self.take(first_size, needed, false)?;
+        let mut compacted = came < needed && hugepages::compact_memory();
+        if compacted {
+            came += self.take(first_size, needed - came, false)?;
         }
+        // Pages that others have set aside, only where there is no other memory.
+        self.take(first_size, needed - came, true)?;
         if let Ok(layout) = self.try_first()? {
             return Ok(layout);
         }
         let step = (self.most_bytes.saturating_sub(needed_bytes) / first_size)
             .div_ceil(SEARCH_STEPS)
             .max(1);
-        let mut compacted = came < needed;
         loop {
             let added = self.take(first_size, step, false)?;
             if added == 0 {
