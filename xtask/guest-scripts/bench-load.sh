@@ -40,7 +40,7 @@ while [ "$turn" -lt "$loads" ]; do
     expect_loaded 0 kleap
     kleap status >/run/output
     grep -q '^Image ' /run/output || finish fail "kleap has loaded nothing"
-    if grep -q 'moved there' /run/output; then say "placed moved"; else say "placed in-place"; fi
+    if grep 'moved there' /run/output; then say "placed moved"; else say "placed in-place"; fi
     unload kleap unload
     if [ $early = yes ]; then
         load kleap-early $kleap_load --early --command-line "$command_line"

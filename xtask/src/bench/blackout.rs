@@ -567,7 +567,9 @@ fn chart(payloads: &[Payload], conditions: &Conditions) -> Chart {
         title: "From reboot(2) to the next kernel".to_owned(),
         subtitle: vec![
             "from \"Starting new kernel\" to \"Booting Linux\", by the host's clock".to_owned(),
-            "bars: median, each hand-over in a machine of its own; lines: least to most".to_owned(),
+            "bars: median, each hand-over in a machine of its own; lines: least to most, where there \
+             was more than one"
+                .to_owned(),
         ],
         axis: "blackout".to_owned(),
         scale: Scale::Logarithmic,
