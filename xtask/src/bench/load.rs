@@ -20,6 +20,7 @@ use crate::lab::Lab;
 use crate::progress::Progress;
 use crate::qemu::Line;
 use crate::run::{self, Assets, lab_value};
+use crate::setup;
 
 /// The first kernel's script.
 const SCRIPT: &str = include_str!("../../guest-scripts/bench-load.sh");
@@ -53,6 +54,7 @@ struct Heard {
     in_place: usize,
     moved: usize,
     payload: Option<(u64, u64)>,
+    second: String,
 }
 
 impl Heard {
@@ -123,7 +125,10 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
         Some(OTHER_DEADLINE_MS + LOAD_DEADLINE_MS * PROGRAMS.len() as u64 * u64::from(loads));
     row.replay = Some(conditions.command.clone());
     let assets = Assets::prepare(lab, std::slice::from_ref(&row))?;
-    let mut heard = Heard::default();
+    let mut heard = Heard {
+        second: setup::kernel(lab, &wish.to)?.version,
+        ..Heard::default()
+    };
     let mut progress = Progress::start("loads");
     let outcome = run::row(lab, &assets, &row, &mut |line| {
         heard.hear(line);
@@ -151,9 +156,10 @@ fn payload_text(heard: &Heard) -> String {
     match heard.payload {
         None => "payload of unknown size".to_owned(),
         Some((image, initrd)) => format!(
-            "{:.1} MB (Image {:.1} MB, initrd {:.1} MB)",
+            "{:.1} MB: Image {:.1} MB (Debian's {}), initrd {:.1} MB",
             (image + initrd) as f64 / 1e6,
             image as f64 / 1e6,
+            heard.second,
             initrd as f64 / 1e6
         ),
     }
@@ -252,6 +258,7 @@ fn to_json(heard: &Heard, conditions: &Conditions) -> Value {
         "format": "kleap-bench-load-1",
         "conditions": conditions.to_json(),
         "payload": {
+            "kernel": heard.second,
             "image_bytes": heard.payload.map(|(image, _)| image),
             "initrd_bytes": heard.payload.map(|(_, initrd)| initrd),
         },
@@ -314,7 +321,10 @@ mod tests {
     use super::*;
 
     fn heard(texts: &[&str]) -> Heard {
-        let mut heard = Heard::default();
+        let mut heard = Heard {
+            second: "6.12".to_owned(),
+            ..Heard::default()
+        };
         for text in texts {
             heard.hear(&Line {
                 at: Duration::ZERO,
@@ -361,7 +371,7 @@ mod tests {
         let text = report(&heard(CONSOLE), &Conditions::example());
         assert!(text.contains("no `load --early`"), "{text}");
         assert!(
-            text.contains("47.0 MB (Image 37.0 MB, initrd 10.0 MB)"),
+            text.contains("47.0 MB: Image 37.0 MB (Debian's 6.12), initrd 10.0 MB"),
             "{text}"
         );
         let with = report(&heard(&["KLEAP-LAB: early yes"]), &Conditions::example());

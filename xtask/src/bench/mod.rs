@@ -12,9 +12,10 @@
 //! Each prints a table and writes `target/bench/NAME.json` and `target/bench/NAME.svg`; the fields of
 //! the JSON are described in `docs/benchmarks.md`.
 //!
-//! The interrupt controller has no ITS. With one, kexec-tools places the next kernel over the LPI
-//! tables of the first, which are still live after a boot by device tree, and the next kernel dies.
-//! kleap turns LPIs off and needs no such care, but what is compared has to run for both.
+//! The interrupt controller has no ITS. With one, the LPI tables of the first kernel are still live after
+//! a boot by device tree; kexec-tools leaves them so, and may place the next kernel over them, which
+//! then dies or says that its memory is probably corrupted. kleap turns LPIs off and needs no such care,
+//! but what is compared has to run for both.
 
 pub(crate) mod blackout;
 pub(crate) mod kexec_tools;
@@ -279,8 +280,8 @@ impl Conditions {
                 load(self.host_load[1]),
             ),
             format!(
-                "machine: {}, EL2, {CPUS} CPUs, {MEMORY_MB} MiB, GICv3 with its=off: with an ITS \
-                 kexec-tools overwrites live LPI tables",
+                "machine: {}, EL2, {CPUS} CPUs, {MEMORY_MB} MiB, GICv3 with its=off: kexec-tools does \
+                 not turn LPIs off",
                 KIND.cpu
             ),
             "TCG models no caches: ratios of one run, not times of hardware".to_owned(),
