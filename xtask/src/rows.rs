@@ -168,11 +168,18 @@ const KEXEC_COST: &str = include_str!("../guest-scripts/kexec-cost.sh");
 pub(crate) enum End {
     /// A kernel says `verdict=ok` with the run's token and powers off.
     Verdict,
-    /// Every kernel of a chain says what it found, and memory does not shrink from one to the next of the
-    /// same version; then as [`End::Verdict`].
+    /// Every kernel of a chain says what it found; then as [`End::Verdict`].
     Chain {
         /// How many hand-overs.
         hops: u32,
+        /// By how much less memory each must have than the one before, but for its version.
+        lost_kb_per_hop: u64,
+    },
+    /// The second kernel complains with this text, and its verdict is a failure for that reason: shows that
+    /// the other rows would notice.
+    Complaint {
+        /// What must be in the verdict.
+        text: &'static str,
     },
     /// The machine resets itself after a line with this text, and no second kernel is seen.
     Reset {
@@ -600,15 +607,24 @@ const CHAIN_HOPS: u32 = 10;
 
 /// Ten hand-overs in a row in one machine, by device tree and by EFI, and with LPIs decided the other way.
 fn chain() -> Vec<Row> {
+    const CPUS: u32 = 2;
+    // One table, and one for each CPU.
+    const TABLES_KB: u64 = 64 * (1 + CPUS as u64);
     [
-        ("chain/dt", Firmware::DeviceTree, None),
-        ("chain/efi", Firmware::Efi, None),
-        ("chain/dt-lpis-on", Firmware::DeviceTree, Some("lpis:on")),
+        ("chain/dt", Firmware::DeviceTree, None, 0),
+        ("chain/efi", Firmware::Efi, None, 0),
+        ("chain/dt-lpis-on", Firmware::DeviceTree, Some("lpis:on"), 0),
+        (
+            "chain/efi-lpis-off",
+            Firmware::Efi,
+            Some("lpis:off"),
+            TABLES_KB,
+        ),
     ]
-    .map(|(name, firmware, fault)| {
+    .map(|(name, firmware, fault, lost_kb_per_hop)| {
         let mut row = Row::hand_over("5.10", "6.1", EL2_A57, Strategy::Auto);
         row.firmware = firmware;
-        row.cpus = 2;
+        row.cpus = CPUS;
         row.memory_mb = CHAIN_MEMORY_MB;
         row.fault_injection = fault.is_some();
         row.script = Script::Chain {
@@ -616,7 +632,10 @@ fn chain() -> Vec<Row> {
             hops: CHAIN_HOPS,
             fault,
         };
-        row.end = End::Chain { hops: CHAIN_HOPS };
+        row.end = End::Chain {
+            hops: CHAIN_HOPS,
+            lost_kb_per_hop,
+        };
         row.name = name.to_owned();
         row
     })
@@ -624,9 +643,20 @@ fn chain() -> Vec<Row> {
 }
 
 /// LPIs decided the other way than the command does: left on without EFI, which is also what happens where
-/// they cannot be turned off, and turned off with EFI. Both must be clean.
+/// they cannot be turned off, and turned off with EFI. Both must be clean. And forgotten: that must not be.
 fn lpis() -> Vec<Row> {
     let mut rows = Vec::new();
+    for (first, second) in [("5.10", "6.12"), ("7.3", "6.1")] {
+        let (strategy, fault) = (Strategy::InPlace, "lpis:forgotten");
+        let mut row = Row::hand_over(first, second, EL2_A57, strategy);
+        row.fault_injection = true;
+        row.script = Script::Break { strategy, fault };
+        row.end = End::Complaint {
+            text: "memory probably corrupted",
+        };
+        row.name = format!("{fault}/{first}-to-{second}");
+        rows.push(row);
+    }
     for (first, second) in [("5.10", "6.1"), ("6.12", "7.3"), ("7.3", "5.10")] {
         let strategy = Strategy::Relocate;
         let row = Row::hand_over(first, second, EL2_A57, strategy);

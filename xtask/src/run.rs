@@ -250,8 +250,18 @@ fn watch(
     }
     let verdict_deadline_ms = row.verdict_deadline_ms.unwrap_or(VERDICT_DEADLINE_MS);
     match &row.end {
-        End::Verdict => wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?,
-        End::Chain { hops } => {
+        End::Verdict => wait_for_ok(machine, token, verdict_deadline_ms, on_line)?,
+        End::Complaint { text } => {
+            let verdict = wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?;
+            ensure!(
+                verdict.starts_with("fail ") && verdict.contains(text),
+                "the machine's own verdict, where it should complain of '{text}': {verdict}"
+            );
+        }
+        End::Chain {
+            hops,
+            lost_kb_per_hop,
+        } => {
             let mut found = Vec::new();
             for hop in 0..=*hops {
                 let start = format!("hop={hop} ");
@@ -268,8 +278,8 @@ fn watch(
                     Err(verdict) => bail!("{what}: the machine's own verdict: {verdict}"),
                 }
             }
-            wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?;
-            *note = Some(chain::compare(&found)?);
+            wait_for_ok(machine, token, verdict_deadline_ms, on_line)?;
+            *note = Some(chain::compare(&found, *lost_kb_per_hop)?);
         }
         End::Reset { line: expected } => {
             let end = machine.wait_for_end(verdict_deadline_ms, &mut *on_line)?;
@@ -295,23 +305,34 @@ fn watch(
     Ok(())
 }
 
-fn wait_for_verdict(
+fn wait_for_ok(
     machine: &mut Machine,
     token: &str,
     deadline_ms: u64,
     on_line: &mut dyn FnMut(&Line),
 ) -> Result<()> {
+    let verdict = wait_for_verdict(machine, token, deadline_ms, on_line)?;
+    ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
+    Ok(())
+}
+
+/// The verdict, after which the machine has powered off.
+fn wait_for_verdict(
+    machine: &mut Machine,
+    token: &str,
+    deadline_ms: u64,
+    on_line: &mut dyn FnMut(&Line),
+) -> Result<String> {
     let verdict_start = format!("token={token} verdict=");
     let verdict = machine.wait_for("the verdict", deadline_ms, &mut *on_line, |line| {
         lab_value(line, &verdict_start).map(str::to_owned)
     })?;
-    ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
     let end = machine.wait_for_end(END_DEADLINE_MS, &mut *on_line)?;
     ensure!(
         end == "guest-shutdown",
-        "the machine ended with {end}, not by powering off"
+        "the machine ended with {end}, not by powering off (its own verdict: {verdict})"
     );
-    Ok(())
+    Ok(verdict)
 }
 
 /// What follows a word in a line for the harness.

@@ -231,6 +231,8 @@ mod fault {
         Exception,
         /// `lpis:off`, `lpis:on`: what is to become of LPIs is decided the other way.
         Lpis(abi::Lpis),
+        /// `lpis:forgotten`: the relocator is told of no redistributors.
+        LpisForgotten,
         /// `early-exception`: an undefined instruction before the MMU is on.
         EarlyException,
     }
@@ -244,6 +246,7 @@ mod fault {
                 "early-exception" => return Ok(Self::EarlyException),
                 "lpis:off" => return Ok(Self::Lpis(abi::Lpis::TurnOff)),
                 "lpis:on" => return Ok(Self::Lpis(abi::Lpis::LeaveOn)),
+                "lpis:forgotten" => return Ok(Self::LpisForgotten),
                 _ => {}
             }
             let (piece, offset) = text
@@ -297,15 +300,25 @@ mod fault {
         files
     }
 
-    /// The block again, with another header and other pieces.
-    fn encoded(
-        header: &abi::Header,
-        pieces: &[abi::Piece],
-        hand_off: &HandOff<'_>,
-    ) -> Option<Vec<u8>> {
+    /// Changes the hand-off block, with a right digest, and says what was changed.
+    fn edit(
+        stage: &mut Stage,
+        what: &str,
+        change: impl FnOnce(&mut abi::Header, &mut [abi::Piece], &mut Vec<abi::Redistributors>),
+    ) {
+        let block_at = usize::try_from(HAND_OFF_OFFSET_BYTES).unwrap_or(usize::MAX);
+        let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
+            return;
+        };
+        let mut header = hand_off.header;
+        let mut pieces: Vec<_> = hand_off.pieces().collect();
+        let mut regions: Vec<_> = hand_off.redistributors().collect();
         let moves: Vec<_> = hand_off.moves().collect();
-        let regions: Vec<_> = hand_off.redistributors().collect();
-        abi::encode(header, pieces, &moves, &regions).ok()
+        change(&mut header, &mut pieces, &mut regions);
+        if let Ok(block) = abi::encode(&header, &pieces, &moves, &regions) {
+            stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
+            say(what);
+        }
     }
 
     pub(crate) fn inject_into_stage(arguments: &ExecArguments, stage: &mut Stage) {
@@ -320,29 +333,21 @@ mod fault {
                 }
             }
             Some(Fault::Exception) => {
-                let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
-                    return;
-                };
-                let mut pieces: Vec<_> = hand_off.pieces().collect();
-                pieces[0].start = 0x1000;
-                if let Some(block) = encoded(&hand_off.header, &pieces, &hand_off) {
-                    stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
-                    say("the Image is said to be at 0x1000");
-                }
+                edit(
+                    stage,
+                    "the Image is said to be at 0x1000",
+                    |_, pieces, _| {
+                        pieces[0].start = 0x1000;
+                    },
+                );
             }
             Some(Fault::Lpis(lpis)) => {
-                let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
-                    return;
-                };
-                let header = abi::Header {
-                    lpis: *lpis,
-                    ..hand_off.header
-                };
-                let pieces: Vec<_> = hand_off.pieces().collect();
-                if let Some(block) = encoded(&header, &pieces, &hand_off) {
-                    stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
-                    say(&format!("LPIs: {lpis:?}"));
-                }
+                edit(stage, &format!("LPIs: {lpis:?}"), |header, _, _| {
+                    header.lpis = *lpis;
+                });
+            }
+            Some(Fault::LpisForgotten) => {
+                edit(stage, "no redistributors", |_, _, regions| regions.clear());
             }
             Some(Fault::EarlyException) => {
                 const TLBI: [u32; 2] = [0xd508_871f, 0xd50c_871f]; // vmalle1, alle2
