@@ -585,6 +585,9 @@ fn broken() -> Vec<Row> {
         Row::broken(EL1_A57, Strategy::InPlace, "early-exception", early),
         Row::broken(EL2_A57, Strategy::InPlace, "early-exception", early),
         Row::broken(VHE_N1, Strategy::InPlace, "early-exception", early),
+        // Console and reset as ACPI describes them.
+        Row::broken(EL2_A57, Strategy::Relocate, image, digest[0]).by_efi(),
+        Row::broken(EL1_A57, Strategy::InPlace, "early-exception", early).by_efi(),
     ]
 }
 
