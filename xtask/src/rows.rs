@@ -175,6 +175,8 @@ pub(crate) enum End {
         /// By how much less memory each must have than the one before, but for its version.
         lost_kb_per_hop: u64,
     },
+    /// The second kernel finds no initrd and no root file system, and says nothing of the first one's initrd.
+    NoRoot,
     /// The second kernel complains with this text, and its verdict is a failure for that reason: shows that
     /// the other rows would notice.
     Complaint {
@@ -645,6 +647,23 @@ fn chain() -> Vec<Row> {
     .into()
 }
 
+/// EFI goes on naming the first kernel's initrd: a kernel that is given none must not take it.
+const NO_INITRD: &str = "must kleap load /payload/Image \
+    --command-line 'console=ttyAMA0 earlycon panic=1 nowatchdog'\n\
+    say executing\nrun kleap exec\nfinish fail 'kleap exec came back'\n";
+
+fn no_initrd() -> Vec<Row> {
+    [("6.12", "6.12"), ("6.1", "7.3")]
+        .map(|(first, second)| {
+            let mut row = Row::hand_over(first, second, EL2_A57, Strategy::Auto).by_efi();
+            row.script = Script::Text(NO_INITRD);
+            row.end = End::NoRoot;
+            row.name = format!("no-initrd/{first}-to-{second}/efi");
+            row
+        })
+        .into()
+}
+
 /// LPIs decided the other way than the command does: left on without EFI, which is also what happens where
 /// they cannot be turned off, and turned off with EFI. Both must be clean. And forgotten: that must not be.
 fn lpis() -> Vec<Row> {
@@ -757,6 +776,7 @@ pub(crate) fn all() -> Vec<Row> {
     }
     rows.extend(broken());
     rows.extend(efi());
+    rows.extend(no_initrd());
     rows.extend(lpis());
     rows.extend(chain());
     for row in &mut rows {

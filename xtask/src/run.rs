@@ -281,6 +281,27 @@ fn watch(
             wait_for_ok(machine, token, verdict_deadline_ms, on_line)?;
             *note = Some(chain::compare(&found, *lost_kb_per_hop)?);
         }
+        End::NoRoot => {
+            let end = machine.wait_for_end(VERDICT_DEADLINE_MS, &mut *on_line)?;
+            ensure!(
+                end == "guest-reset",
+                "the machine ended with {end}, not with a reset"
+            );
+            let seen = |text: &str| {
+                machine
+                    .history()
+                    .iter()
+                    .any(|line| line.text.contains(text))
+            };
+            ensure!(
+                seen("VFS: Unable to mount root fs"),
+                "the second kernel did not get as far as its root file system"
+            );
+            ensure!(
+                !seen("Initramfs unpacking failed"),
+                "the second kernel took the first one's initrd"
+            );
+        }
         End::Reset { line: expected } => {
             let end = machine.wait_for_end(verdict_deadline_ms, &mut *on_line)?;
             ensure!(

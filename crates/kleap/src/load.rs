@@ -50,6 +50,14 @@ fn reason(error: &kleap_linux::Error) -> String {
     }
 }
 
+/// An archive with nothing in it: the entry that ends every archive of the "newc" format.
+const EMPTY_ARCHIVE: &[u8] = b"070701\
+    00000000000000000000000000000000\
+    00000001000000000000000000000000\
+    000000000000000000000000\
+    0000000b00000000\
+    TRAILER!!!\0\0\0\0";
+
 /// An initrd that is open and has a size.
 struct Initrd {
     path: PathBuf,
@@ -58,6 +66,17 @@ struct Initrd {
 }
 
 impl Initrd {
+    /// What a kernel with EFI is given in place of no initrd. Given none, it takes the one that the *first*
+    /// kernel's EFI stub has left in a table of the firmware's (`efi_config_parse_tables`), whatever lies
+    /// there by now; and it gives that memory away afterwards, even if it has been put there itself.
+    fn empty() -> Result<Self, Failure> {
+        Ok(Self {
+            path: "(empty)".into(),
+            file: kexec::memory_file("kleap-initrd", EMPTY_ARCHIVE)?,
+            size_bytes: EMPTY_ARCHIVE.len() as u64,
+        })
+    }
+
     fn open(path: &Path) -> Result<Self, Failure> {
         // Asked before it is opened: opening a FIFO waits for a writer.
         let is_file = std::fs::metadata(path)
@@ -273,8 +292,11 @@ impl<'a> Payload<'a> {
                 arguments.image.display()
             )));
         }
-        let initrd = arguments.initrd.as_deref().map(Initrd::open).transpose()?;
+        let mut initrd = arguments.initrd.as_deref().map(Initrd::open).transpose()?;
         let own_tree = machine::device_tree()?;
+        if initrd.is_none() && machine::has_efi(&own_tree) {
+            initrd = Some(Initrd::empty()?);
+        }
         let memory = Memory::find(&own_tree)?;
         for warning in Devices::find(&own_tree).warnings {
             output::warn(&format!("warning: {warning}"));
@@ -613,6 +635,23 @@ pub(crate) fn unload() -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_empty_archive_is_one_entry() {
+        // 6 letters, 13 fields of 8 digits, the name with its NUL, all of it a multiple of 4.
+        assert_eq!(
+            EMPTY_ARCHIVE.len(),
+            (6 + 13 * 8 + 11_usize).next_multiple_of(4)
+        );
+        let field = |index: usize| {
+            let digits = std::str::from_utf8(&EMPTY_ARCHIVE[6 + index * 8..][..8]).unwrap();
+            u32::from_str_radix(digits, 16).unwrap()
+        };
+        let fields: Vec<u32> = (0..13).map(field).collect();
+        // One link, a name of 11 bytes, nothing else.
+        assert_eq!(fields, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 11, 0]);
+        assert!(EMPTY_ARCHIVE.ends_with(b"TRAILER!!!\0\0\0\0"));
+    }
 
     #[test]
     fn boot_image_is_dropped_and_nothing_else() {

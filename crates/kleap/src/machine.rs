@@ -158,14 +158,17 @@ impl Devices {
 /// kernel to come, and the next one takes them over if LPIs are on; if they are off it makes new ones, and
 /// the old ones stay reserved: memory lost with each hand-over. Without EFI there are no such reservations.
 fn lpis(tree: &Tree) -> Lpis {
-    let has_efi = tree
-        .property("/chosen", "linux,uefi-system-table")
-        .is_some();
-    if has_efi && facts::is_efi() {
+    if has_efi(tree) {
         Lpis::LeaveOn
     } else {
         Lpis::TurnOff
     }
+}
+
+/// Whether this kernel was told of EFI, and uses it; the next one will be told the same.
+pub(crate) fn has_efi(tree: &Tree) -> bool {
+    let told = tree.property("/chosen", "linux,uefi-system-table");
+    told.is_some() && facts::is_efi()
 }
 
 /// What `read` finds in an ACPI table; `None` if there is no such table, or it is wrong.

@@ -297,7 +297,6 @@ pub fn load(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
 /// # Errors
 /// If the file cannot be opened, or the memfd not made.
 pub fn image_file(path: &Path, image: &[u8]) -> Result<std::fs::File, Error> {
-    use std::io::Write;
     let file =
         std::fs::File::open(path).map_err(|error| Error::file("cannot open", path, error))?;
     if file
@@ -306,17 +305,27 @@ pub fn image_file(path: &Path, image: &[u8]) -> Result<std::fs::File, Error> {
     {
         return Ok(file);
     }
-    let memfd = rustix::fs::memfd_create("kleap-image", rustix::fs::MemfdFlags::CLOEXEC).map_err(
-        |source| Error::Call {
-            call: "memfd_create".into(),
-            source,
-        },
-    )?;
-    let mut memory = std::fs::File::from(memfd);
-    memory
-        .write_all(image)
-        .map_err(|error| Error::file("cannot write", "memfd:kleap-image", error))?;
-    Ok(memory)
+    memory_file("kleap-image", image)
+}
+
+/// A file in memory with these bytes, to be read from its start.
+///
+/// # Errors
+/// If it cannot be made.
+pub fn memory_file(name: &str, bytes: &[u8]) -> Result<std::fs::File, Error> {
+    use std::io::{Seek, Write};
+    let memfd =
+        rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(|source| {
+            Error::Call {
+                call: "memfd_create".into(),
+                source,
+            }
+        })?;
+    let mut file = std::fs::File::from(memfd);
+    file.write_all(bytes)
+        .and_then(|()| file.rewind())
+        .map_err(|error| Error::file("cannot write", name, error))?;
+    Ok(file)
 }
 
 /// Gives the kernel an Image and an initrd as files, which it loads, checks and places on its own, with a
