@@ -265,6 +265,7 @@ mod tests {
         Place {
             target: kleap_memmap::PhysRange::default(),
             parts: parts.iter().map(owned).collect(),
+            room: Vec::new(),
             offset_bytes,
         }
     }

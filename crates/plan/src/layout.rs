@@ -134,6 +134,9 @@ pub struct Place {
     /// start of the target. A part that is where it belongs is not moved. Empty if the first kernel brings
     /// the piece to its place ([`Strategy::Kernel`]).
     pub parts: Vec<Owned>,
+    /// Memory of ours in the room behind what is written. It holds nothing; it is kept so that nobody else
+    /// has it. Room that is not ours is plain System RAM.
+    pub room: Vec<Owned>,
     /// Bytes from the start of the target, and of the parts, to the piece's first byte.
     pub offset_bytes: u64,
 }
@@ -198,19 +201,20 @@ impl Layout {
     /// All memory of ours that the layout uses.
     pub fn owned(&self) -> impl Iterator<Item = Owned> + '_ {
         self.places()
-            .flat_map(|place| place.parts.iter().copied())
+            .flat_map(|place| place.parts.iter().chain(&place.room).copied())
             .chain(self.stage_parts.iter().copied())
     }
 
     fn owned_mut(&mut self) -> impl Iterator<Item = &mut Vec<Owned>> {
         [
-            Some(&mut self.image.parts),
-            self.initrd.as_mut().map(|place| &mut place.parts),
-            Some(&mut self.device_tree.parts),
-            Some(&mut self.stage_parts),
+            Some(&mut self.image),
+            self.initrd.as_mut(),
+            Some(&mut self.device_tree),
         ]
         .into_iter()
         .flatten()
+        .flat_map(|place| [&mut place.parts, &mut place.room])
+        .chain([&mut self.stage_parts])
     }
 
     /// Every piece's place.
@@ -849,8 +853,15 @@ impl Chooser<'_> {
             places.push(Place {
                 target: *target,
                 parts: joined,
+                room: Vec::new(),
                 offset_bytes: wish.offset_bytes,
             });
+        }
+        // What is still ours in the room behind, when everything that holds something has its place.
+        for place in &mut places {
+            for part in self.free.take(place.target) {
+                push(&mut place.room, part);
+            }
         }
         let mut places = places.into_iter();
         let (Some(image), Some(device_tree)) = (places.next(), places.next()) else {

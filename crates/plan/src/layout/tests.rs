@@ -200,6 +200,36 @@ fn check_layout(case: &Case, layout: &Layout) {
     assert!(layout.stage.size_bytes() >= r.stage_bytes);
     assert!(layout.stage.start().is_aligned(HUGE) && layout.stage.end().as_u64() <= LIMIT);
 
+    // All of a target is ours, and kept, or plain.
+    let kept: PhysRanges = layout.owned().map(|part| part.range()).collect();
+    for place in layout.places() {
+        let foreign = PhysRanges::from(place.target).difference(&kept);
+        assert!(
+            foreign
+                .iter()
+                .all(|range| case.plain_ram.contains_range(*range)),
+            "{place:?}"
+        );
+        assert!(
+            place
+                .room
+                .iter()
+                .all(|part| place.target.contains_range(part.range()))
+        );
+    }
+    // Nothing has moved, so there is nothing to repair.
+    let find = |file, offset_bytes: u64| {
+        let page = case.owned.iter().find(|page| {
+            page.file == file
+                && (page.offset_bytes..page.offset_bytes + page.size_bytes).contains(&offset_bytes)
+        });
+        page.and_then(|page| page.address.checked_add(offset_bytes - page.offset_bytes))
+            .ok_or(LayoutError::Pages("no such page".into()))
+    };
+    if case.unit_bytes >= 64 * KIB && case.owned.iter().all(|page| page.size_bytes < GIB) {
+        assert_eq!(layout.repaired(&case.plain_ram, find).as_ref(), Ok(layout));
+    }
+
     // Only memory that was given, each byte at its own place in its file, each once.
     let given = units(case.owned.iter().copied(), case.unit_bytes);
     for (address, place) in units(layout.owned(), case.unit_bytes) {

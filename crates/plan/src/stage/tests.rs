@@ -583,7 +583,7 @@ fn devices_that_cannot_be_are_refused() {
         stride_bytes: None,
     };
     let bad = Scenario {
-        redistributors: vec![region; 65],
+        redistributors: vec![region; abi::REDISTRIBUTORS_MAX + 1],
         ..ordinary()
     };
     assert!(matches!(bad.prepare(), Err(StageError::HandOff(_))));
@@ -659,6 +659,7 @@ fn any_place() -> impl proptest::strategy::Strategy<Value = Place> {
         Place {
             target,
             parts: parts.into_iter().map(owned).collect(),
+            room: Vec::new(),
             offset_bytes: offset,
         }
     })
