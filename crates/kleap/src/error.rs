@@ -12,7 +12,7 @@ Exit codes:
   3  a file or argument cannot be used (kernel, initrd, device tree, command line)
   4  this machine or this kernel cannot do it
   5  not permitted (privileges, lockdown, sysctl)
-  6  not enough memory, or not enough of it in one piece
+  6  not enough memory (for the payload, or for kexec_load's own tables), or not in one piece
   7  nothing is loaded; for report: this kernel was not started by kleap
   8  what was loaded is no longer what it was: load again
 

@@ -2,11 +2,12 @@
 //!
 //! `load` places the next kernel, `exec` goes, `status` and `unload` say and undo, `report` tells, on the
 //! next kernel, where the time went. `load` and `exec` are separate processes, maybe hours apart:
-//! what `load` places lives in a file of huge pages ([`store`]) until `exec` or `unload`.
+//! what `load` places lives in files of huge pages ([`store`]) until `exec` or `unload`, and a third process
+//! ([`hold`]) keeps those pages where they are.
 //!
 //! `kexec_load(2)` is called at `exec`, not at `load`: from Linux 5.16 on it copies the tables of all of
 //! memory, which costs memory for as long as it is loaded, and its one segment carries the time at which
-//! `exec` was asked for.
+//! `exec` was asked for. `load --early` calls it all the same, and so must `load --strategy kernel`.
 #![forbid(unsafe_code)]
 
 mod cpu;
@@ -43,7 +44,7 @@ enum Action {
     Load(LoadArguments),
     /// Go: write dirty data out, stop this kernel, enter the loaded one. Services are not stopped
     Exec(ExecArguments),
-    /// Say what is loaded, and where
+    /// Say what is loaded, where, and what the hand-over will do and cost
     Status(Format),
     /// Give back what `load` took
     Unload,
@@ -86,14 +87,14 @@ struct LoadArguments {
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum StrategyArgument {
-    /// In place where memory allows it, moved at hand-over where not
+    /// In place what can be in place; only the rest is moved at hand-over
     #[default]
     Auto,
     /// Placed where it will be used, or not loaded at all
     InPlace,
     /// All of it moved at hand-over
     Relocate,
-    /// No memory of our own: the running kernel takes all of it now, and copies it at hand-over
+    /// No huge pages: the running kernel takes all of it now, and copies it at hand-over
     Kernel,
 }
 
@@ -110,7 +111,7 @@ impl From<StrategyArgument> for Strategy {
 
 #[derive(Debug, Args)]
 struct ExecArguments {
-    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, exception, early-exception
+    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, exception, early-exception, lpis:on, lpis:off
     #[cfg(feature = "fault-injection")]
     #[arg(long, value_name = "FAULT")]
     inject_fault: Option<exec::Fault>,
