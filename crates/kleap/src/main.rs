@@ -111,7 +111,8 @@ impl From<StrategyArgument> for Strategy {
 
 #[derive(Debug, Args)]
 struct ExecArguments {
-    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, exception, early-exception, lpis:on, lpis:off
+    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, exception, early-exception, lpis:on, lpis:off,
+    /// lpis:forgotten
     #[cfg(feature = "fault-injection")]
     #[arg(long, value_name = "FAULT")]
     inject_fault: Option<exec::Fault>,
