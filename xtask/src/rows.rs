@@ -530,6 +530,7 @@ const FAST: &[&str] = &[
     "broken/Image:12345678/el2-a57/in-place",
     "broken/exception/el1-a57/in-place",
     "bad-input/6.1",
+    "6.1-to-6.12/el2-a57/in-place/47M/cpus4/efi",
 ];
 
 /// Kernels and machines on which the cost of `kexec_load` differs: nothing to copy; one copy; kernels built
