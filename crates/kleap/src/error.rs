@@ -16,8 +16,8 @@ Exit codes:
   7  nothing is loaded; for report: this kernel was not started by kleap
   8  what was loaded is no longer what it was: load again
 
-On every code but 0 what was loaded before still is, and nothing else has changed. (If reboot(2)
-itself refuses, a kernel that another program had loaded for kexec is gone.)";
+On every code but 0 what was loaded before still is, and nothing else has changed. (If exec gets as
+far as reboot(2) and that refuses, a kernel that another program had loaded for kexec is gone.)";
 
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
@@ -83,8 +83,18 @@ impl Failure {
             } => 6,
             Self::Unsupported(_)
             | Self::KnownBug { .. }
-            | Self::Linux(Linux::NoKexec | Linux::NoHugePages { .. } | Linux::Architecture(_)) => 4,
-            Self::Linux(Linux::Privilege { .. } | Linux::Refused(_) | Linux::NoAddresses) => 5,
+            | Self::Linux(
+                Linux::NoKexec
+                | Linux::NoKexecFile
+                | Linux::NoHugePages { .. }
+                | Linux::Architecture(_),
+            ) => 4,
+            Self::Linux(
+                Linux::Privilege { .. }
+                | Linux::Refused(_)
+                | Linux::FileRefused(_)
+                | Linux::NoAddresses,
+            ) => 5,
             Self::Linux(Linux::File { source, .. })
                 if source.kind() == std::io::ErrorKind::PermissionDenied =>
             {

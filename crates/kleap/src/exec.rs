@@ -9,11 +9,10 @@ use crate::error::Failure;
 use crate::machine::{self, Devices, Memory};
 use crate::payload::{Files, Loaded};
 use crate::store::Store;
-use crate::{ExecArguments, output, units};
+use crate::{ExecArguments, output, place, units};
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::Pin;
-use kleap_linux::{counter, facts, kexec, pageflags, reboot};
-use kleap_memmap::PhysRanges;
+use kleap_linux::{counter, facts, kexec, reboot};
 use kleap_plan::{Layout, Stage, StageInput, Strategy};
 
 /// The stage for what is loaded; its times are not in it yet ([`Stage::stamp`]).
@@ -77,24 +76,16 @@ pub(crate) fn current_layout(
     Ok(layout)
 }
 
-/// Refuses memory that the kernel has found to be bad.
-fn check_memory(layout: &Layout) -> Result<(), Failure> {
-    let used: PhysRanges = layout
-        .places()
-        .map(|place| place.target)
-        .chain([layout.stage])
-        .chain(layout.spare)
-        .chain(layout.owned().map(|part| part.range()))
-        .collect();
-    for range in &used {
-        // A kernel that does not show its pages' flags cannot be asked.
-        if let Ok(true) = pageflags::is_hwpoisoned(*range) {
-            return Err(Failure::Changed(format!(
-                "the kernel has found bad memory in {range}, which the hand-over needs"
-            )));
-        }
+/// Refuses memory that the kernel has found to be bad since it was chosen.
+fn check_memory(layout: &Layout, memory: &Memory) -> Result<(), Failure> {
+    let mut good = memory.clone();
+    if !good.exclude_bad(&place::used_memory(layout), layout.unit_bytes) {
+        return Ok(());
     }
-    Ok(())
+    let bad = memory.usable.difference(&good.usable);
+    Err(Failure::Changed(format!(
+        "the kernel has found bad memory in {bad}, which the hand-over needs"
+    )))
 }
 
 /// `kleap exec`.
@@ -118,7 +109,7 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         layout: current_layout(&loaded, &files, &memory)?,
         ..loaded
     };
-    check_memory(&loaded.layout)?;
+    check_memory(&loaded.layout, &memory)?;
     for (name, place, content) in loaded.pieces() {
         let found = files.digest(place, content.size_bytes);
         if found != content.crc32c {

@@ -464,8 +464,16 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failur
     Ok(loaded)
 }
 
+/// Says so if the kernel has something that somebody else has loaded, and that is about to be replaced.
+fn announce_replacement(store: &Store) {
+    if kexec::is_loaded() == Some(true) && !store.has_given_early() {
+        output::note("kleap: replacing the kernel that another program has loaded for kexec");
+    }
+}
+
 /// Gives the stage to the kernel, in a way that whoever finds this process dead takes it back.
 fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failure> {
+    announce_replacement(store);
     store.mark_exec()?;
     let segment = kexec::Segment {
         start: stage.start,
@@ -522,6 +530,7 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Fa
             bytes,
         });
     }
+    announce_replacement(store);
     store.mark_exec()?;
     kexec::load(stage.start, &segments).inspect_err(|_| {
         let _ = store.not_given();
@@ -560,10 +569,12 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
                     .into(),
             ));
         }
+        machine::kexec_cost()?.check(true)?;
         load_files(&payload)?;
         output::warn(&format!(
             "warning: {refusal}: loaded by kexec_file_load(2) instead; the kernel places and copies everything, \
-             and nobody verifies it"
+             and nobody verifies it. kleap status, exec and unload know nothing of it: enter it with systemctl \
+             kexec or kexec -e, take it back with kexec -s -u"
         ));
         return Ok(());
     }

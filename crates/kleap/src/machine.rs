@@ -4,8 +4,8 @@ use crate::error::Failure;
 use crate::{output, units};
 use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
-use kleap_linux::{facts, kexec};
-use kleap_memmap::{PhysRanges, iomem};
+use kleap_linux::{facts, kexec, pageflags};
+use kleap_memmap::{PhysRange, PhysRanges, iomem};
 use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
 use kleap_plan::{Device, Owned};
 use kleap_relocator::abi::{self, Lpis};
@@ -32,7 +32,7 @@ fn iomem_failure(path: &Path, error: &iomem::IomemError) -> Failure {
 }
 
 /// Where things may be.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Memory {
     /// Where pages that we own may lie: System RAM of this boot, reserved pools (CMA) left out, because
     /// the next kernel reserves them again.
@@ -62,6 +62,30 @@ impl Memory {
             plain.subtract(reserved.range);
         }
         Ok(Self { usable, plain })
+    }
+
+    /// Takes those units of `used` out that the kernel has found to be bad; says whether there were some.
+    pub(crate) fn exclude_bad(&mut self, used: &PhysRanges, unit_bytes: u64) -> bool {
+        // Usually there is none at all, and nothing has to be looked at page by page.
+        if facts::corrupted_bytes() == Some(0) {
+            return false;
+        }
+        let mut found = false;
+        for range in used {
+            let mut start = range.start();
+            while let Ok(unit) = PhysRange::from_size(start, unit_bytes)
+                && start < range.end()
+            {
+                // A kernel that does not show its pages' flags cannot be asked.
+                if let Ok(true) = pageflags::is_hwpoisoned(unit) {
+                    self.usable.subtract(unit);
+                    self.plain.subtract(unit);
+                    found = true;
+                }
+                start = unit.end();
+            }
+        }
+        found
     }
 
     /// What may be mapped as Normal memory: plain memory, and what we own.

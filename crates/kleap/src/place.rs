@@ -23,7 +23,7 @@ use crate::store::{NewPayload, Store};
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::{Pin, Region};
 use kleap_linux::{facts, hugepages, numa};
-use kleap_memmap::PhysAddr;
+use kleap_memmap::{PhysAddr, PhysRanges};
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout};
 
@@ -57,7 +57,7 @@ struct Search<'a> {
     store: &'a Store,
     payload: &'a mut NewPayload,
     pagemap: Pagemap,
-    memory: &'a Memory,
+    memory: Memory,
     requirements: Requirements,
     strategy: Strategy,
     node: Option<u32>,
@@ -262,6 +262,12 @@ impl Search<'_> {
                     None
                 }
             };
+            let used = used_memory(&layout);
+            if self.memory.exclude_bad(&used, layout.unit_bytes) {
+                drop(pin);
+                layout = self.choose(&self.owned()?, self.strategy)?;
+                continue;
+            }
             let again = layout.repaired(&self.memory.plain, |file, offset_bytes| {
                 self.address(file, offset_bytes)
             });
@@ -273,9 +279,20 @@ impl Search<'_> {
             layout = self.choose(&self.owned()?, self.strategy)?;
         }
         Err(Failure::Changed(
-            "the kernel keeps moving the payload's pages".into(),
+            "the kernel keeps moving the payload's pages, or finds bad memory where it lies".into(),
         ))
     }
+}
+
+/// All memory that a hand-over touches.
+pub(crate) fn used_memory(layout: &Layout) -> PhysRanges {
+    layout
+        .places()
+        .map(|place| place.target)
+        .chain([layout.stage])
+        .chain(layout.spare)
+        .chain(layout.owned().map(|part| part.range()))
+        .collect()
 }
 
 /// Gets pages for a new payload, and a layout for them. `try_stage` says whether the relocator's stage can be
@@ -331,7 +348,7 @@ pub(crate) fn find(
         store,
         payload,
         pagemap: Pagemap::open()?,
-        memory,
+        memory: memory.clone(),
         requirements: *requirements,
         strategy,
         node,

@@ -205,6 +205,11 @@ impl Store {
         write("exec", &())
     }
 
+    /// Whether the kernel has the stage of what is loaded, as far as this store knows.
+    pub(crate) fn has_given_early(&self) -> bool {
+        path("early").exists()
+    }
+
     /// Notes that the kernel did not take what it was to be given, and has what it had.
     pub(crate) fn not_given(&self) -> Result<(), Failure> {
         remove_if_there(&path("exec"))
@@ -463,6 +468,8 @@ impl Store {
 
     /// Gives a new payload back; what was loaded before stays.
     pub(crate) fn abandon(&self) -> Result<(), Failure> {
+        // What the kernel was given for it goes first: it would find no payload.
+        self.unmark_exec()?;
         self.sweep()
     }
 

@@ -67,8 +67,8 @@ pub enum Error {
     },
     /// The kernel has no memory for its own part of `kexec_load(2)`.
     #[error(
-        "kexec_load: the kernel has not enough memory for its own tables (2 MiB for each GiB of RAM from 5.16 \
-         on, 32 MiB with 52-bit addresses from 6.9 to 7.2)"
+        "kexec_load: the kernel has not enough memory for its own copy of the translation tables; kleap status \
+         says how much that is"
     )]
     KernelMemory,
     /// The kernel has no huge pages of a usable size.
@@ -84,7 +84,9 @@ pub enum Error {
     #[error("the process that is to keep the pages pinned: {0}")]
     Holder(String),
     /// pagemap shows no addresses.
-    #[error("/proc/self/pagemap shows no physical addresses")]
+    #[error(
+        "the kernel hides physical addresses from this process (/proc/self/pagemap, /proc/iomem)"
+    )]
     NoAddresses,
     /// This build runs on another architecture.
     #[error("kleap hands over arm64 machines; this one is {0}")]

@@ -123,6 +123,18 @@ pub fn memory_bytes() -> Result<(u64, u64), Error> {
     Ok((value("MemTotal:")?, value("MemAvailable:")?))
 }
 
+/// Memory that the kernel has taken out of use because it is bad (`HardwareCorrupted` of `/proc/meminfo`),
+/// bytes; `None` if it does not say (CONFIG_MEMORY_FAILURE).
+#[must_use]
+pub fn corrupted_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("HardwareCorrupted:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// This boot's identity: differs from boot to boot, also across kexec.
 ///
 /// # Errors

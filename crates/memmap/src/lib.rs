@@ -6,8 +6,7 @@
 //! places, and neither can be made from, or added to, something of another kind by accident.
 //!
 //! [`PhysRanges`] is a set of such places, and the algebra on it; [`iomem`] reads what the running
-//! kernel says about memory; [`runs`] turns the huge pages we were given into stretches an image
-//! fits in.
+//! kernel says about memory.
 //!
 //! Half-open ranges are used throughout; `/proc/iomem` prints inclusive ends and is converted once,
 //! at the door ([`iomem`]).
@@ -19,8 +18,6 @@ extern crate alloc;
 mod address;
 pub mod iomem;
 mod ranges;
-pub mod runs;
 
 pub use address::{AddressError, PhysAddr, PhysRange};
 pub use ranges::PhysRanges;
-pub use runs::contiguous_runs;

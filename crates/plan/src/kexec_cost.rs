@@ -335,18 +335,6 @@ pub fn linear_map_ranges(entries: &[iomem::Entry]) -> PhysRanges {
         .collect()
 }
 
-/// Whether `kexec_load` itself would crash the running kernel. `release` is what `uname -r` says; a kernel
-/// whose version cannot be read is taken to be without the bug.
-#[must_use]
-pub fn has_lpa2_bug(release: &str, page_size_bytes: u64, virtual_address_bits: u32) -> bool {
-    lpa2_crash(
-        KernelVersion::parse(release),
-        page_size_bytes,
-        virtual_address_bits,
-    )
-    .is_some()
-}
-
 fn lpa2_crash(
     kernel: Option<KernelVersion>,
     page_size_bytes: u64,

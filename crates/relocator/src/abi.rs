@@ -3,8 +3,8 @@
 //! # The stage
 //!
 //! One physically contiguous piece of memory, [`STAGE_ALIGNMENT_BYTES`]-aligned, given to
-//! `kexec_load(2)` as its only segment, so that the first kernel itself cleans it to the point of
-//! coherency: it is used before the MMU is on.
+//! `kexec_load(2)` as a segment (the only one, but with the strategy `kernel`), so that the first kernel
+//! itself cleans it to the point of coherency: it is used before the MMU is on.
 //!
 //! ```text
 //! offset    what                             mapped

@@ -165,7 +165,15 @@ fn check(hand_off: &HandOff<'_>, table: Range) -> Result<(), Failure> {
         start: hand_off.header.stage,
         size_bytes: hand_off.header.stage_size_bytes,
     };
-    if table.overlaps(stage) {
+    // What is moved to outside of every piece is the unit that a cycle of moves goes through: this program's
+    // while it moves.
+    let spare_overlaps = hand_off.moves().any(|copy| {
+        table.overlaps(Range {
+            start: copy.target,
+            size_bytes: copy.size_bytes,
+        })
+    });
+    if table.overlaps(stage) || spare_overlaps {
         return Err(failure(PieceKind::Program));
     }
     Ok(())

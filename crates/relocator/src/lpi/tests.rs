@@ -153,6 +153,10 @@ fn machine(redistributors: &[Redistributor], tree: Vec<u8>) -> Simulated {
 }
 
 fn block(lpis: Lpis, redistributors: usize) -> Vec<u8> {
+    block_with_moves(lpis, redistributors, &[])
+}
+
+fn block_with_moves(lpis: Lpis, redistributors: usize, moves: &[abi::Move]) -> Vec<u8> {
     let header = Header {
         stage: 0x5000_0000,
         stage_size_bytes: 0x4_0000,
@@ -187,7 +191,7 @@ fn block(lpis: Lpis, redistributors: usize) -> Vec<u8> {
         size_bytes: redistributors as u64 * REDISTRIBUTOR_BYTES,
         stride_bytes: 0,
     };
-    abi::encode(&header, &[piece], &[], &[region]).unwrap()
+    abi::encode(&header, &[piece], moves, &[region]).unwrap()
 }
 
 /// Both steps, with a tree as given.
@@ -206,6 +210,40 @@ fn run(
 
 const CONFIGURATION: u64 = 0x6000_0000;
 const PENDING: u64 = 0x6001_0000;
+
+/// The unit that a cycle of moves goes through lies outside of every piece.
+#[test]
+fn a_table_where_something_is_moved_to_stops_the_hand_over() {
+    let redistributors = [redistributor(true, true, CONFIGURATION, PENDING)];
+    for (target, size_bytes, in_the_way) in [
+        (PENDING, 0x20_0000, true),
+        (PENDING + 0xffff, 1, true),
+        (PENDING + 0x1_0000, 0x20_0000, false),
+        (PENDING - 0x1000, 0x1001, true),
+        (CONFIGURATION, 1, true),
+        (CONFIGURATION - 0x1000, 0x1000, false),
+    ] {
+        let copy = abi::Move {
+            target,
+            source: 0x9000_0000,
+            size_bytes,
+        };
+        let block = block_with_moves(Lpis::TurnOff, 1, &[copy]);
+        let mut machine = machine(&redistributors, tree(&[], 8));
+        let result = quiesce(&HandOff::decode(&block).unwrap(), &mut machine);
+        let stopped = matches!(
+            result,
+            Err(Failure::LpiTable {
+                kind: PieceKind::Program,
+                ..
+            })
+        );
+        assert_eq!(
+            stopped, in_the_way,
+            "{target:#x} {size_bytes:#x}: {result:?}"
+        );
+    }
+}
 
 #[test]
 fn those_that_obey_are_turned_off_and_nothing_is_reserved() {
