@@ -16,6 +16,7 @@ use kleap_image::Kernel;
 use kleap_linux::{facts, kexec};
 use kleap_memmap::PhysRange;
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
+use kleap_plan::stage::Summary;
 use kleap_plan::{Layout, Place, Requirements, Strategy, layout};
 use kleap_relocator::{crc32c, timeline};
 use std::fs::File;
@@ -396,7 +397,7 @@ struct Contents {
 }
 
 /// Loads into huge pages of ours.
-fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failure> {
+fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let strategy: Strategy = payload.arguments.strategy.into();
     let mut new = store.create()?;
     let try_stage = |layout: &Layout| {
@@ -461,7 +462,7 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failur
     if let Some((holder, _)) = holder {
         hold::go(holder);
     }
-    Ok(loaded)
+    Ok((loaded, stage.summary))
 }
 
 /// Says so if the kernel has something that somebody else has loaded, and that is about to be replaced.
@@ -486,7 +487,7 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
 }
 
 /// Gives all pieces to the kernel, which will copy them to their places.
-fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Failure> {
+fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let layout = layout::choose(
         &[],
         BASE_ALIGNMENT_BYTES,
@@ -539,7 +540,7 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<Loaded, Fa
     loaded.payload = format!("payload-{}", loaded.generation);
     store.commit(&loaded)?;
     store.given_early()?;
-    Ok(loaded)
+    Ok((loaded, stage.summary))
 }
 
 /// Gives the files to `kexec_file_load(2)`: the kernel does everything, and nobody verifies.
@@ -587,8 +588,8 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
         _ => load_owned(&mut payload, &store),
     };
     match loaded {
-        Ok(loaded) => {
-            report(&loaded, &payload.memory, &cost);
+        Ok((loaded, summary)) => {
+            report(&loaded, &summary, &cost);
             Ok(())
         }
         Err(failure) => {
@@ -603,20 +604,19 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
 }
 
 /// Says what was loaded, and what it will cost.
-fn report(loaded: &Loaded, memory: &Memory, cost: &machine::KexecCost) {
+fn report(loaded: &Loaded, summary: &Summary, cost: &machine::KexecCost) {
     let total: u64 = loaded
         .pieces()
         .map(|(_, _, content)| content.size_bytes)
         .sum();
-    let moved_bytes = exec::stage(loaded, memory).map_or(0, |stage| stage.summary.moved_bytes);
     let how = if loaded.strategy == Strategy::Kernel {
         "by the kernel, which will copy all of it at hand-over".to_owned()
-    } else if moved_bytes == 0 {
+    } else if summary.moved_bytes == 0 {
         "in place: nothing will be moved".to_owned()
     } else {
         format!(
             "{} of it will be moved at hand-over",
-            units::bytes(moved_bytes)
+            units::bytes(summary.moved_bytes)
         )
     };
     let pinned = match &loaded.pinned_by {
