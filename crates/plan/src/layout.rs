@@ -463,26 +463,56 @@ impl Free {
         self.pages.iter().map(Owned::range).collect()
     }
 
-    /// Takes what lies within `range`, in order.
-    fn take(&mut self, range: PhysRange) -> Vec<Owned> {
-        let (mut taken, mut left) = (Vec::new(), Vec::new());
+    /// What lies within `range`, in order.
+    fn within(&self, range: PhysRange) -> impl Iterator<Item = Owned> + '_ {
+        let first = self
+            .pages
+            .partition_point(|page| page.range().end() <= range.start());
+        self.pages
+            .get(first..)
+            .unwrap_or_default()
+            .iter()
+            .take_while(move |page| page.address < range.end())
+            .filter_map(move |page| {
+                let inside = page.range().intersection(range)?;
+                let from_bytes = inside.start().offset_from(page.address)?;
+                (!inside.is_empty()).then(|| page.part(from_bytes, inside.size_bytes()))
+            })
+    }
+
+    /// Removes all of `taken`, in one pass over the pages: there may be as many of both.
+    fn remove(&mut self, taken: &PhysRanges) {
+        let mut left = Vec::new();
         for page in &self.pages {
-            match page.range().intersection(range) {
-                Some(inside) if !inside.is_empty() => {
-                    let from_bytes = inside.start().offset_from(page.address).unwrap_or(0);
-                    let to_bytes = from_bytes + inside.size_bytes();
-                    taken.push(page.part(from_bytes, inside.size_bytes()));
-                    if from_bytes > 0 {
-                        left.push(page.part(0, from_bytes));
-                    }
-                    if to_bytes < page.size_bytes {
-                        left.push(page.part(to_bytes, page.size_bytes - to_bytes));
-                    }
+            let whole = page.range();
+            let mut keep = |from: PhysAddr, to: PhysAddr| {
+                if let (Some(from_bytes), Some(size_bytes)) =
+                    (from.offset_from(whole.start()), to.offset_from(from))
+                    && size_bytes > 0
+                {
+                    left.push(page.part(from_bytes, size_bytes));
                 }
-                _ => left.push(*page),
+            };
+            let first = taken
+                .as_slice()
+                .partition_point(|range| range.end() <= whole.start());
+            let mut from = whole.start();
+            for range in taken.as_slice().get(first..).unwrap_or_default() {
+                if range.start() >= whole.end() {
+                    break;
+                }
+                keep(from, range.start());
+                from = range.end();
             }
+            keep(from, whole.end());
         }
         *self = Self::new(left);
+    }
+
+    /// Takes what lies within `range`, in order.
+    fn take(&mut self, range: PhysRange) -> Vec<Owned> {
+        let taken = self.within(range).collect();
+        self.remove(&range.into());
         taken
     }
 }
@@ -730,6 +760,7 @@ impl Chooser<'_> {
             runs
         };
         let mut missing_bytes = wanted_bytes;
+        let mut taken = Vec::new();
         for run in longest_first(runs.difference(&self.occupied))
             .into_iter()
             .chain(longest_first(runs.intersection(&self.occupied)))
@@ -741,9 +772,11 @@ impl Chooser<'_> {
             let Ok(range) = PhysRange::from_size(run.start(), size_bytes) else {
                 break;
             };
-            sources.extend(self.free.take(range));
+            sources.extend(self.free.within(range));
+            taken.push(range);
             missing_bytes -= size_bytes;
         }
+        self.free.remove(&taken.into_iter().collect());
         if missing_bytes > 0 {
             return Err(LayoutError::TooFewPages {
                 wanted_bytes,
