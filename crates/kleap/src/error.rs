@@ -103,7 +103,7 @@ impl Failure {
             Self::Linux(Linux::HugePages { .. } | Linux::KernelMemory)
             | Self::Layout(_)
             | Self::Memory { .. } => 6,
-            Self::Stage(StageError::TooLarge { .. }) => 6,
+            Self::Stage(StageError::TooLarge { .. } | StageError::TooManyMoves(_)) => 6,
             Self::NothingLoaded | Self::NoReport(_) => 7,
             Self::Changed(_) => 8,
             Self::Linux(_) | Self::Stage(_) | Self::State { .. } | Self::Output(_) => 1,

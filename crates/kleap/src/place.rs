@@ -25,12 +25,10 @@ use kleap_linux::pin::{Pin, Region};
 use kleap_linux::{facts, hugepages, numa};
 use kleap_memmap::{PhysAddr, PhysRanges};
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
-use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout};
+use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout, stage};
 
 /// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
-pub(crate) const STAGE_BYTES: u64 = 2 << 20;
-/// The most that is asked for, bytes.
-const STAGE_MAX_BYTES: u64 = 32 << 20;
+pub(crate) const STAGE_BYTES: u64 = stage::ROOM_FIRST_BYTES;
 /// The size that is taken first, bytes: the smallest that every granule has, and the alignment of an Image.
 const FIRST_SIZE_BYTES: u64 = BASE_ALIGNMENT_BYTES;
 /// How far the search for runs goes, where there is moving to fall back to: at most this many times what is
@@ -359,7 +357,7 @@ pub(crate) fn find(
     while let Err(failure) = try_stage(&layout) {
         // Scattered pages take more tables. The pages stay; the stage becomes larger.
         let stage_bytes = search.requirements.stage_bytes.saturating_mul(2);
-        if !failure.is_stage_too_large() || stage_bytes > STAGE_MAX_BYTES {
+        if !failure.is_stage_too_large() || stage_bytes > stage::ROOM_MAX_BYTES {
             return Err(failure);
         }
         search.requirements.stage_bytes = stage_bytes;

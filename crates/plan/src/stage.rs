@@ -20,24 +20,32 @@
 //! Pages that lie scattered take tables of their own, the more so with granules of 16 and 64 KiB, where a
 //! table for single pages covers 32 and 512 MiB. Where the tables would not fit, sources are mapped by whole
 //! blocks instead, as far as all of the block is memory that Linux itself maps as Normal memory, and a
-//! target with anything to be moved is mapped writable as a whole. That is tried second: the less is mapped,
-//! the less a wrong address can do.
+//! target with anything to be moved is mapped writable as a whole; with a granule of 4 KiB, whose tables of
+//! blocks cover 1 GiB each, then by blocks of 1 GiB. That is tried in this order: the less is mapped, the less
+//! a wrong address can do.
 
 use crate::layout::{BASE_ALIGNMENT_BYTES, Layout, Place, UNIT_MIN_BYTES};
 use crate::moves::{self, MovesError};
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_pagetable::{
     Access, Geometry, Granule, MAIR, Mapping, MemoryType, OutputAddressSize, Regime, Tables, build,
+    table_count,
 };
 use kleap_relocator::abi::{
-    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, Move, Piece, PieceKind, Redistributors,
-    STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
+    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, MOVES_MAX, Move, Piece, PieceKind,
+    Redistributors, STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
 };
 use kleap_relocator::{crc32c, image, timeline};
 use serde::Serialize;
 
 /// Virtual address bits of the relocator's map: enough for every address the boot protocol allows.
 const VA_BITS: u32 = 48;
+/// Room for the stage that is asked for first, bytes; twice as much each time it is too little.
+pub const ROOM_FIRST_BYTES: u64 = 2 << 20;
+/// The most that is asked for, bytes.
+pub const ROOM_MAX_BYTES: u64 = 32 << 20;
+/// Sets of tables: one for each kind of regime.
+const REGIMES: u64 = 2;
 /// `TCR.IPS` for 48 bits (Arm ARM D24.2.189).
 const PHYSICAL_SIZE_48_BITS: u64 = 5;
 
@@ -166,6 +174,12 @@ pub enum StageError {
     /// The moves cannot be put in order.
     #[error(transparent)]
     Moves(#[from] MovesError),
+    /// More moves than a hand-off holds. A larger stage does not help.
+    #[error(
+        "{0} moves, more than {MOVES_MAX}: use larger huge pages, or free memory, so that more of the payload \
+         is in one piece"
+    )]
+    TooManyMoves(usize),
     /// An address that cannot be.
     #[error("{0}")]
     Address(#[from] kleap_memmap::AddressError),
@@ -272,25 +286,43 @@ fn check_timeline(input: &StageInput<'_>) -> Result<(), StageError> {
     Ok(())
 }
 
-/// The size of a block of the second-lowest level, bytes: what one table for single pages covers.
-fn block_size_bytes(granule_bytes: u64) -> u64 {
-    granule_bytes * (granule_bytes / 8)
+/// The sizes of blocks, bytes, the smaller first (Arm ARM DDI 0487, `AArch64.BlockDescSupported`, 48-bit output
+/// addresses).
+const fn block_sizes_bytes(granule: Granule) -> &'static [u64] {
+    match granule {
+        Granule::K4 => &[2 << 20, 1 << 30],
+        Granule::K16 => &[32 << 20],
+        Granule::K64 => &[512 << 20],
+    }
 }
 
-/// How memory is mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    /// What is touched.
-    Exact,
-    /// By whole blocks, where that does no harm.
-    Blocks,
+/// Adds to `sources` the whole of every block that they touch, where all of it is `mappable` and none of it
+/// is `taken` for something else.
+fn widen(sources: &mut PhysRanges, block_bytes: u64, mappable: &PhysRanges, taken: &PhysRanges) {
+    let mut blocks = Vec::new();
+    for source in sources.iter() {
+        let Some(around) = source.align_outward(block_bytes) else {
+            continue;
+        };
+        let mut start = around.start();
+        while let Ok(block) = PhysRange::from_size(start, block_bytes)
+            && block.end() <= around.end()
+        {
+            if mappable.contains_range(block) && !taken.overlaps(block) {
+                blocks.push(block);
+            }
+            start = block.end();
+        }
+    }
+    sources.extend(blocks);
 }
 
-/// Everything but the stage itself, as mappings.
+/// Everything that is mapped: what is touched, or, with the sizes of `blocks`, whole blocks of memory where
+/// that does no harm.
 fn mappings(
     input: &StageInput<'_>,
     moves: &[moves::MemoryCopy],
-    extent: Extent,
+    blocks: &[u64],
 ) -> Result<Vec<Mapping>, StageError> {
     let layout = input.layout;
     let units = |start, size_bytes| {
@@ -317,28 +349,13 @@ fn mappings(
         devices.insert(range.align_outward(input.granule_bytes).unwrap_or(range));
     }
 
-    if extent == Extent::Blocks {
+    if !blocks.is_empty() {
         for place in layout.places().filter(|place| !place.is_in_place()) {
             writable.insert(place.target);
         }
-        let block_bytes = block_size_bytes(input.granule_bytes);
-        for source in sources.clone().iter() {
-            let Some(around) = source.align_outward(block_bytes) else {
-                continue;
-            };
-            let mut start = around.start();
-            while let Ok(block) = PhysRange::from_size(start, block_bytes)
-                && block.end() <= around.end()
-            {
-                if input.mappable.contains_range(block)
-                    && !writable.overlaps(block)
-                    && !layout.stage.overlaps(block)
-                    && !devices.overlaps(block)
-                {
-                    sources.insert(block);
-                }
-                start = block.end();
-            }
+        let taken = writable.union(&layout.stage.into()).union(&devices);
+        for &block_bytes in blocks {
+            widen(&mut sources, block_bytes, input.mappable, &taken);
         }
     }
     readable.extend(sources);
@@ -359,37 +376,49 @@ fn mappings(
     let mut mappings = all(&writable, MemoryType::Normal, Access::ReadWrite);
     mappings.extend(all(&readable, MemoryType::Normal, Access::ReadOnly));
     mappings.extend(all(&devices, MemoryType::Device, Access::ReadWrite));
+    let stage = layout.stage;
+    let at = |bytes: u64| stage.start().checked_add(bytes).unwrap_or(stage.end());
+    for (from, to, access) in [
+        (stage.start(), at(STACK_OFFSET_BYTES), Access::ReadExecute),
+        (
+            at(STACK_OFFSET_BYTES),
+            at(HAND_OFF_OFFSET_BYTES),
+            Access::ReadWrite,
+        ),
+        (at(HAND_OFF_OFFSET_BYTES), stage.end(), Access::ReadOnly),
+    ] {
+        let range = PhysRange::new(from, to)?;
+        mappings.push(Mapping::identity(range, MemoryType::Normal, access));
+    }
     Ok(mappings)
 }
 
-/// Both sets of tables, at `base`, one after the other.
-fn tables(
+/// What is mapped, with the bytes of both sets of tables for it: the first way whose tables have at most
+/// `most_bytes`, or else the last.
+fn mappings_that_fit(
     input: &StageInput<'_>,
     geometry: Geometry,
     moves: &[moves::MemoryCopy],
-    base: PhysAddr,
-    extent: Extent,
-) -> Result<(Tables, Tables), StageError> {
-    let stage = input.layout.stage;
-    let part = |from_bytes: u64, to: PhysAddr| {
-        let from = stage.start().checked_add(from_bytes).unwrap_or(to);
-        PhysRange::new(from, to)
-    };
-    let at = |bytes: u64| stage.start().checked_add(bytes).unwrap_or(stage.end());
-    let mut mappings = mappings(input, moves, extent)?;
-    for (range, access) in [
-        (part(0, at(STACK_OFFSET_BYTES))?, Access::ReadExecute),
-        (
-            part(STACK_OFFSET_BYTES, at(HAND_OFF_OFFSET_BYTES))?,
-            Access::ReadWrite,
-        ),
-        (part(HAND_OFF_OFFSET_BYTES, stage.end())?, Access::ReadOnly),
-    ] {
-        mappings.push(Mapping::identity(range, MemoryType::Normal, access));
+    most_bytes: u64,
+) -> Result<(Vec<Mapping>, u64), StageError> {
+    let granule = geometry.granule();
+    let sizes_bytes = block_sizes_bytes(granule);
+    for count in 0..sizes_bytes.len() {
+        let blocks = sizes_bytes.get(..count).unwrap_or_default();
+        let mappings = mappings(input, moves, blocks)?;
+        // More tables than there may be are no reason to stop: larger blocks need fewer.
+        let tables = match table_count(geometry, &mappings) {
+            Err(kleap_pagetable::Error::TooManyTables) => continue,
+            tables => tables?,
+        };
+        let bytes = REGIMES * tables * granule.size_bytes();
+        if bytes <= most_bytes {
+            return Ok((mappings, bytes));
+        }
     }
-    let two = build(geometry, Regime::TwoPrivileges, &mappings, base)?;
-    let one = build(geometry, Regime::OnePrivilege, &mappings, two.range().end())?;
-    Ok((two, one))
+    let mappings = mappings(input, moves, sizes_bytes)?;
+    let tables = table_count(geometry, &mappings)?;
+    Ok((mappings, REGIMES * tables * granule.size_bytes()))
 }
 
 /// Builds the stage.
@@ -444,6 +473,9 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     let piece_bytes: u64 = pieces.iter().map(|piece| piece.size_bytes).sum();
     let copied_bytes: u64 = copied.iter().map(|copy| copy.size_bytes).sum();
     let copies = moves::order(&copied, layout.spare, layout.unit_bytes)?;
+    if copies.len() > MOVES_MAX {
+        return Err(StageError::TooManyMoves(copies.len()));
+    }
     let regions: Vec<Redistributors> = input
         .redistributors
         .iter()
@@ -468,22 +500,18 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
                 start: start.as_u64(),
                 size_bytes: tables_offset_bytes,
             })?;
-    let fits = |two: &Tables, one: &Tables| {
-        tables_offset_bytes + two.range().size_bytes() + one.range().size_bytes() <= room_bytes
-    };
-    let mut both = tables(input, geometry, &copies, base, Extent::Exact)?;
-    if !fits(&both.0, &both.1) {
-        both = tables(input, geometry, &copies, base, Extent::Blocks)?;
-    }
-    let (two, one) = both;
-    let table_bytes: Vec<u8> = [two.bytes(), one.bytes()].concat();
-    let stage_bytes = tables_offset_bytes + table_bytes.len() as u64;
+    let most_bytes = room_bytes.saturating_sub(tables_offset_bytes);
+    let (mappings, tables_bytes) = mappings_that_fit(input, geometry, &copies, most_bytes)?;
+    let stage_bytes = tables_offset_bytes + tables_bytes;
     if stage_bytes > room_bytes || block_bytes > abi::HAND_OFF_MAX_BYTES {
         return Err(StageError::TooLarge {
             stage_bytes,
             room_bytes,
         });
     }
+    let two = build(geometry, Regime::TwoPrivileges, &mappings, base)?;
+    let one = build(geometry, Regime::OnePrivilege, &mappings, two.range().end())?;
+    let table_bytes: Vec<u8> = [two.bytes(), one.bytes()].concat();
 
     for (kind, start, bytes) in [
         (PieceKind::Tables, two.root(), &table_bytes),
@@ -522,7 +550,7 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         in_place_bytes: piece_bytes - copied_bytes,
         verified_bytes: pieces.iter().map(|piece| piece.size_bytes).sum(),
         tables: two.table_count(),
-        tables_bytes: table_bytes.len() as u64,
+        tables_bytes,
         stage_bytes,
     };
     Ok(Stage {

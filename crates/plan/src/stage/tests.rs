@@ -7,6 +7,7 @@
 //! say that they were skipped, or fail if `KLEAP_REQUIRE_RELOCATOR` is set.
 
 mod hand_over;
+mod scattered;
 mod tables;
 #[path = "../../../pagetable/tests/walker/mod.rs"]
 mod walker;

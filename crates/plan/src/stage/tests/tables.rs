@@ -11,12 +11,12 @@ pub(super) struct Rights {
     execute: bool,
 }
 
-const READ: Rights = Rights {
+pub(super) const READ: Rights = Rights {
     device: false,
     write: false,
     execute: false,
 };
-const READ_WRITE: Rights = Rights {
+pub(super) const READ_WRITE: Rights = Rights {
     write: true,
     ..READ
 };
