@@ -163,7 +163,7 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
     // One failure does not keep the other from being measured.
     let mut failures = Vec::new();
     if matches!(what, What::Tables | What::All) {
-        failures.extend(tables::run(&lab.workspace().join("target").join("bench")).err());
+        failures.extend(tables::run(lab).err());
     }
     if matches!(what, What::Load | What::All) {
         failures.extend(load::run(lab, wish).err());
