@@ -1,4 +1,4 @@
-//! What the init script of a test machine cannot do with busybox: look at physical memory.
+//! What the init script of a test machine cannot do with busybox: look at physical memory, and spoil it.
 //!
 //! Problem: "the second kernel booted" proves only that its Image survived the hand-over. The proof
 //! wanted is that *every byte* of the initrd is what was loaded, as the kernel was given it, not as
@@ -6,13 +6,23 @@
 //! device tree and `/proc/kcore` shows them to root, so a program without a line of unsafe code can
 //! hash them. Rejected: `/dev/mem`, which Debian's kernels close for RAM (`STRICT_DEVMEM`), and
 //! hashing unpacked files, which misses padding and depends on what unpacked them.
+//!
+//! The second half is attackers: what makes memory scarce and fragmented (`fragment`), kills loads and
+//! lets them race (`trials`), moves pages behind the command's back (`migrate`). They judge each trial
+//! where it happens; how many there were, and what came of them, is judged from outside.
 #![forbid(unsafe_code)]
 
+mod command;
+mod fragment;
 mod hugepages;
 mod initrd;
 mod kcore;
 mod kexec_cost;
+mod migrate;
+mod seeded;
 mod time;
+mod traces;
+mod trials;
 mod without_syscall;
 
 use std::env;
@@ -47,10 +57,20 @@ fn run() -> Result<()> {
         Some("measure-kexec-cost") => kexec_cost::measure(),
         Some("time") => time::run(env::args().skip(2)),
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
+        Some("fragment") => fragment::run(env::args().skip(2)),
+        Some("fragment-trials") => trials::fragmentation(env::args().skip(2)),
+        Some("kill-trials") => trials::kills(env::args().skip(2)),
+        Some("race-trials") => trials::races(env::args().skip(2)),
+        Some("migrate") => migrate::run(env::args().skip(2)),
         _ => bail!(
             "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|kexec-cost|\
              measure-kexec-cost|time NAME COMMAND...|\
-             without-syscall NAME ERROR COMMAND..."
+             without-syscall NAME ERROR COMMAND...|\
+             fragment KIND FILL_PERCENT SEED COMMAND...|\
+             fragment-trials SEED COUNT FIRST LOAD_ARGUMENTS...|\
+             kill-trials SEED COUNT LOAD_ARGUMENTS...|\
+             race-trials SEED COUNT RIVALS IMAGE INITRD COMMAND_LINE|\
+             migrate move-pages|soft-offline COUNT|addresses"
         ),
     }
 }

@@ -5,9 +5,11 @@
 //! that it stays where it is and [`holder`] also after this process, [`numa`] near which CPU, [`pagemap`] where that is, [`pageflags`] whether it is good,
 //! [`facts`] what machine this is, [`counter`] the clock
 //! that both kernels share, [`kernel_log`] the log of the kernel that runs now, [`reboot`] the end.
+//! [`anonymous`] is for the tests' attackers.
 //!
 //! Every error says which file or call failed, with what, and what the user can do about it.
 
+pub mod anonymous;
 pub mod counter;
 mod error;
 pub mod facts;
