@@ -84,6 +84,8 @@ const APPLETS: &[&str] = &[
     "cmp",
     "unshare",
     "which",
+    "insmod",
+    "losetup",
 ];
 /// The scripts inside a machine.
 const INIT: &[u8] = include_bytes!("../guest-scripts/init.sh");

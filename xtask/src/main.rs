@@ -17,6 +17,7 @@ mod qmp;
 mod rows;
 mod run;
 mod setup;
+mod stress;
 mod test;
 mod toolchain;
 mod witness;
@@ -91,6 +92,8 @@ enum Task {
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
     },
+    /// Attack the command in QEMU, many times: fragmented memory, kills, loads at one time
+    Stress(stress::Wish),
 }
 
 fn main() -> ExitCode {
@@ -125,6 +128,7 @@ fn run(arguments: Arguments) -> Result<()> {
         ),
         Task::Bench(wish) => bench::run(&lab, &wish),
         Task::Test => test::run(&lab),
+        Task::Stress(wish) => stress::run(&lab, &wish),
         Task::E2e {
             list,
             fast,

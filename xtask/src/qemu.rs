@@ -62,6 +62,10 @@ pub(crate) struct Description {
     pub(crate) initrd: PathBuf,
     /// Its command line.
     pub(crate) command_line: String,
+    /// What else `-m` says, such as room for memory that is added later.
+    pub(crate) memory_words: &'static str,
+    /// More words for QEMU.
+    pub(crate) machine_words: &'static [&'static str],
     /// Whether to open a socket for a debugger, which stops the machine when it connects.
     pub(crate) debugger: bool,
 }
@@ -172,10 +176,6 @@ impl Machine {
     }
 
     /// The emulator's own word.
-    #[allow(
-        dead_code,
-        reason = "for rows that look into the machine, and for debugging them"
-    )]
     pub(crate) fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
     }
@@ -347,7 +347,10 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
     );
     add("-cpu", description.cpu.clone());
     add("-smp", description.cpus.to_string());
-    add("-m", format!("{}M", description.memory_mb));
+    add(
+        "-m",
+        format!("{}M{}", description.memory_mb, description.memory_words),
+    );
     add("-accel", "tcg,thread=multi".to_owned());
     // The default network card wants a ROM that Debian's package lacks.
     add("-nic", "none".to_owned());
@@ -365,6 +368,12 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
     if description.debugger {
         add("-gdb", "unix:gdb,server=on,wait=off".to_owned());
     }
+    words.extend(
+        description
+            .machine_words
+            .iter()
+            .map(|&word| word.to_owned()),
+    );
     // A reset ends the machine, with an event that says so.
     words.push("-no-reboot".to_owned());
     words

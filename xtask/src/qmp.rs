@@ -73,10 +73,6 @@ impl Qmp {
     }
 
     /// Executes a command of the human monitor and gives its text.
-    #[allow(
-        dead_code,
-        reason = "for rows that look into the machine, and for debugging them"
-    )]
     pub(crate) fn monitor(&mut self, command: &str) -> Result<String> {
         let value = self.execute("human-monitor-command", &json!({ "command-line": command }))?;
         Ok(value.as_str().unwrap_or_default().to_owned())

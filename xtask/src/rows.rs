@@ -75,7 +75,7 @@ pub(crate) const VHE_MAX: Kind = Kind {
     kernel_words: "",
 };
 /// EL1 on a CPU with 16K pages, which a Cortex-A57 lacks.
-const EL1_N1: Kind = Kind {
+pub(crate) const EL1_N1: Kind = Kind {
     name: "el1-n1",
     cpu: "neoverse-n1",
     virtualization: false,
@@ -209,6 +209,14 @@ pub(crate) struct Row {
     pub(crate) first: &'static str,
     /// The second kernel's name.
     pub(crate) second: &'static str,
+    /// What else QEMU's `-m` says.
+    pub(crate) memory_words: &'static str,
+    /// More words for QEMU.
+    pub(crate) machine_words: &'static [&'static str],
+    /// Modules of the first kernel, to be found in /lab.
+    pub(crate) modules: &'static [&'static str],
+    /// Whether the second kernel must report that no byte was moved.
+    pub(crate) nothing_moved: bool,
     /// More words for the first kernel.
     pub(crate) first_words: &'static str,
     /// Image and initrd together.
@@ -250,6 +258,10 @@ impl Row {
             its: true,
             first,
             second,
+            memory_words: "",
+            machine_words: &[],
+            modules: &[],
+            nothing_moved: false,
             first_words: "",
             payload_bytes: SMALL_PAYLOAD_BYTES,
             fault_injection: false,
@@ -326,7 +338,7 @@ impl Row {
         self
     }
 
-    fn by_efi(mut self) -> Self {
+    pub(crate) fn by_efi(mut self) -> Self {
         self.firmware = Firmware::Efi;
         self.name.push_str("/efi");
         self
@@ -780,6 +792,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(no_initrd());
     rows.extend(lpis());
     rows.extend(chain());
+    rows.extend(crate::stress::rows());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());
     }

@@ -24,7 +24,7 @@ use crate::witness;
 /// Until the first kernel's script runs, with a large initramfs on a busy machine.
 const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
 /// From there to the verdict: load, hand-over, boot, digest.
-const VERDICT_DEADLINE_MS: u64 = 420_000;
+pub(crate) const VERDICT_DEADLINE_MS: u64 = 420_000;
 /// From the verdict to the end of the machine.
 const END_DEADLINE_MS: u64 = 30_000;
 /// What the scripts print for the harness starts with this.
@@ -41,6 +41,8 @@ pub(crate) struct Assets {
     fault_base: Option<Base>,
     firmware: Option<PathBuf>,
     kexec_tools: Option<KexecTools>,
+    /// By kernel and name.
+    modules: BTreeMap<(&'static str, &'static str), Vec<u8>>,
 }
 
 impl Assets {
@@ -51,6 +53,15 @@ impl Assets {
         for name in rows.iter().flat_map(Row::kernels) {
             if !kernels.contains_key(name) {
                 kernels.insert(name.to_owned(), setup::kernel(lab, name)?.image);
+            }
+        }
+        let mut modules = BTreeMap::new();
+        for row in rows {
+            for &name in row.modules {
+                let path = setup::module(lab, row.first, name)?;
+                let content =
+                    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                modules.insert((row.first, name), content);
             }
         }
         let qemu = toolchain::qemu_system(lab)?;
@@ -82,6 +93,7 @@ impl Assets {
             fault_base,
             firmware,
             kexec_tools,
+            modules,
         })
     }
 
@@ -181,6 +193,8 @@ fn try_row(
         kernel: assets.kernel(row.first)?.clone(),
         initrd,
         command_line,
+        memory_words: row.memory_words,
+        machine_words: row.machine_words,
         debugger: row.witness,
     };
     let mut machine = Machine::start(&assets.qemu, &description, &run_directory, &log)?;
@@ -190,6 +204,12 @@ fn try_row(
         note,
         ..look_back(machine.history())
     };
+    let result = result.and_then(|()| {
+        if row.nothing_moved {
+            check_nothing_moved(seen.json.as_ref())?;
+        }
+        Ok(())
+    });
     result.map_err(|error| {
         anyhow::anyhow!(
             "{error:#}\n{}to repeat it: {}",
@@ -219,14 +239,39 @@ fn write_initramfs(
         image: assets.kernel(row.second)?.clone(),
         total_bytes: row.payload_bytes,
     };
-    let extra_files = match &assets.kexec_tools {
+    let mut extra_files = match &assets.kexec_tools {
         Some(tools) if row.kexec_tools => tools.files.clone(),
         _ => Vec::new(),
     };
+    for &name in row.modules {
+        let content = assets.modules.get(&(row.first, name));
+        let content = content.with_context(|| format!("the module {name} was not prepared"))?;
+        extra_files.push((format!("lab/{name}.ko"), content.clone()));
+    }
     initramfs::write_first(path, base, &payload, |second| {
         Ok((row.script_text(token, second), extra_files))
     })?;
     Ok(row.first_command_line(token))
+}
+
+/// The second kernel's report says that no byte was moved.
+fn check_nothing_moved(report: Option<&Value>) -> Result<()> {
+    let moved_bytes = report
+        .and_then(|report| report.get("moved_bytes")?.as_u64())
+        .context("the report does not say what was moved")?;
+    ensure!(
+        moved_bytes == 0,
+        "{moved_bytes} bytes were moved at the hand-over, not 0"
+    );
+    Ok(())
+}
+
+/// What the scripts ask of the harness while they wait for something.
+enum Wish {
+    /// The verdict.
+    Verdict(String),
+    /// A command for QEMU's monitor: memory that is plugged in cannot come from inside.
+    Monitor(String),
 }
 
 fn watch(
@@ -345,9 +390,26 @@ fn wait_for_verdict(
     on_line: &mut dyn FnMut(&Line),
 ) -> Result<String> {
     let verdict_start = format!("token={token} verdict=");
-    let verdict = machine.wait_for("the verdict", deadline_ms, &mut *on_line, |line| {
-        lab_value(line, &verdict_start).map(str::to_owned)
-    })?;
+    let verdict = loop {
+        let wish = machine.wait_for("the verdict", deadline_ms, &mut *on_line, |line| {
+            let verdict = lab_value(line, &verdict_start).map(str::to_owned);
+            let command = lab_value(line, "monitor ").map(str::to_owned);
+            verdict
+                .map(Wish::Verdict)
+                .or_else(|| command.map(Wish::Monitor))
+        })?;
+        match wish {
+            Wish::Verdict(verdict) => break verdict,
+            Wish::Monitor(command) => {
+                let answer = machine.qmp().monitor(&command)?;
+                ensure!(
+                    answer.trim().is_empty(),
+                    "QEMU's monitor says of '{command}': {}",
+                    answer.trim()
+                );
+            }
+        }
+    };
     let end = machine.wait_for_end(END_DEADLINE_MS, &mut *on_line)?;
     ensure!(
         end == "guest-shutdown",

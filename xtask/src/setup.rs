@@ -64,6 +64,35 @@ pub(crate) const KERNELS: &[KernelSource] = &[
     },
 ];
 
+/// Kernels that only some rows need; `setup` leaves them out. Debian's arm64 kernels ignore memory that
+/// is added by ACPI (no `CONFIG_ACPI_HOTPLUG_MEMORY`); those for clouds take it.
+const SPECIAL_KERNELS: &[KernelSource] = &[
+    KernelSource {
+        name: "5.10-cloud",
+        release: apt::BULLSEYE,
+        meta: "linux-image-cloud-arm64",
+        page_kb: 4,
+    },
+    KernelSource {
+        name: "6.1-cloud",
+        release: apt::BOOKWORM,
+        meta: "linux-image-cloud-arm64",
+        page_kb: 4,
+    },
+    KernelSource {
+        name: "6.12-cloud",
+        release: apt::TRIXIE,
+        meta: "linux-image-cloud-arm64",
+        page_kb: 4,
+    },
+    KernelSource {
+        name: "7.3-cloud",
+        release: apt::TRIXIE_BACKPORTS,
+        meta: "linux-image-cloud-arm64",
+        page_kb: 4,
+    },
+];
+
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
@@ -97,18 +126,20 @@ pub(crate) fn to_be_made(lab: &Lab, directory: &Path) -> Result<Option<Exclusive
     Ok(stamp(directory).is_none().then_some(exclusive))
 }
 
+fn source(name: &str) -> Result<&'static KernelSource> {
+    let all = || KERNELS.iter().chain(SPECIAL_KERNELS);
+    all().find(|kernel| kernel.name == name).with_context(|| {
+        let names: Vec<_> = all().map(|kernel| kernel.name).collect();
+        format!(
+            "no kernel is called {name}; there are: {}",
+            names.join(", ")
+        )
+    })
+}
+
 /// A kernel by its name, downloaded where it is not there yet.
 pub(crate) fn kernel(lab: &Lab, name: &str) -> Result<Kernel> {
-    let source = KERNELS
-        .iter()
-        .find(|kernel| kernel.name == name)
-        .with_context(|| {
-            let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
-            format!(
-                "no kernel is called {name}; there are: {}",
-                names.join(", ")
-            )
-        })?;
+    let source = source(name)?;
     let directory = lab.directory(&format!("kernels/{name}"))?;
     let version = match stamp(&directory) {
         Some(version) => version,
@@ -131,25 +162,56 @@ fn fetch_kernel(lab: &Lab, source: &KernelSource, directory: &Path) -> Result<St
     }
     let apt = Apt::open(lab, source.release, "arm64")?;
     apt.update(false)?;
-    match fetch_kernel_once(&apt, source, directory) {
-        Ok(version) => Ok(version),
+    let image = [("vmlinuz", "Image")];
+    let version = match fetch_kernel_once(&apt, source, directory, &image) {
+        Ok(version) => version,
         // The archive moves on below an index that is hours old.
         Err(error) => {
             println!("{}: {error:#}; once more with a new index", source.name);
             apt.update(true)?;
-            fetch_kernel_once(&apt, source, directory)
+            fetch_kernel_once(&apt, source, directory, &image)?
         }
-    }
+    };
+    write_stamp(directory, &version)?;
+    Ok(version)
 }
 
-/// Tries the versions from the newest on: an index can name packages that its mirror lacks.
-fn fetch_kernel_once(apt: &Apt, source: &KernelSource, directory: &Path) -> Result<String> {
+/// A module of a kernel, as it is in the kernel's package, which must be the same version.
+pub(crate) fn module(lab: &Lab, name: &str, module: &str) -> Result<PathBuf> {
+    let kernel = kernel(lab, name)?;
+    let directory = lab.directory(&format!("kernels/{name}/modules/{module}"))?;
+    let file_name = format!("{module}.ko");
+    if let Some(_exclusive) = to_be_made(lab, &directory)? {
+        let source = source(name)?;
+        let apt = Apt::open(lab, source.release, "arm64")?;
+        apt.update(false)?;
+        let version = fetch_kernel_once(&apt, source, &directory, &[(&file_name, &file_name)])
+            .with_context(|| format!("cannot get the module {module} of the kernel {name}"))?;
+        if version != kernel.version {
+            bail!(
+                "the archive has {name} {version} now, the lab {}: remove {} and run set-up again",
+                kernel.version,
+                lab.path(&format!("kernels/{name}")).display()
+            );
+        }
+        write_stamp(&directory, &version)?;
+    }
+    Ok(directory.join(file_name))
+}
+
+/// Tries the versions from the newest on: an index can name packages that its mirror lacks. Of the
+/// package `files` are kept: the start of each name in it, and its name here.
+fn fetch_kernel_once(
+    apt: &Apt,
+    source: &KernelSource,
+    directory: &Path,
+    files: &[(&str, &str)],
+) -> Result<String> {
     let mut reasons = Vec::new();
     for meta in apt.versions(source.meta)? {
-        match fetch_kernel_version(apt, &meta, directory) {
+        match fetch_kernel_version(apt, &meta, directory, files) {
             Ok(version) => {
                 apt.discard_downloads()?;
-                write_stamp(directory, &version)?;
                 return Ok(version);
             }
             Err(error) => reasons.push(format!("{} {}: {error:#}", meta.name, meta.version)),
@@ -162,7 +224,14 @@ fn fetch_kernel_once(apt: &Apt, source: &KernelSource, directory: &Path) -> Resu
     )
 }
 
-fn fetch_kernel_version(apt: &Apt, meta: &Package, directory: &Path) -> Result<String> {
+fn fetch_kernel_version(
+    apt: &Apt,
+    meta: &Package,
+    directory: &Path,
+    files: &[(&str, &str)],
+) -> Result<String> {
+    let patterns: Vec<String> = files.iter().map(|(name, _)| format!("*/{name}*")).collect();
+    let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
     // Newer packages split the kernel: linux-image-7.3... depends on linux-binary-7.3...
     let mut queue: Vec<String> = kernel_dependencies(meta);
     let mut seen = queue.clone();
@@ -176,10 +245,16 @@ fn fetch_kernel_version(apt: &Apt, meta: &Package, directory: &Path) -> Result<S
         let file = apt.download(package)?;
         let unpacked = directory.join("unpacked");
         lab::fresh_directory(&unpacked)?;
-        apt::unpack_members(&file, &unpacked, &["*/vmlinuz*"])?;
-        if let Some(image) = find_file(&unpacked, "vmlinuz") {
-            fs::rename(&image, directory.join("Image"))
-                .with_context(|| format!("cannot move {}", image.display()))?;
+        apt::unpack_members(&file, &unpacked, &patterns)?;
+        let found: Vec<_> = files
+            .iter()
+            .filter_map(|(name, kept)| Some((find_file(&unpacked, name)?, kept)))
+            .collect();
+        if found.len() == files.len() {
+            for (file, kept) in found {
+                fs::rename(&file, directory.join(kept))
+                    .with_context(|| format!("cannot move {}", file.display()))?;
+            }
             fs::remove_dir_all(&unpacked).context("cannot remove what was unpacked")?;
             return Ok(package.version.clone());
         }
@@ -191,9 +266,10 @@ fn fetch_kernel_version(apt: &Apt, meta: &Package, directory: &Path) -> Result<S
         }
     }
     bail!(
-        "no package below {} {} holds a vmlinuz",
+        "no package below {} {} holds {}",
         meta.name,
-        meta.version
+        meta.version,
+        patterns.join(" and ")
     )
 }
 

@@ -1,0 +1,15 @@
+# A machine that was just booted, with twice the payload available: nothing may be moved. What was
+# moved is judged outside, by the second kernel's report.
+
+payload=$(($(stat -c %s $image) + $(stat -c %s $initrd)))
+available=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))
+percent=$((available * 100 / payload))
+say "fresh payload_bytes=$payload available_bytes=$available percent=$percent"
+# More than that would prove less, and less would prove more than was asked for.
+[ $percent -ge 185 ] && [ $percent -le 205 ] ||
+    finish fail "$available bytes are available, $percent % of the payload: the row is for 200 %"
+load
+[ $code = 0 ] || finish fail "the load was refused: $code"
+run kleap status
+go
+finish fail "kleap exec came back with $code"
