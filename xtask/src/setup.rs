@@ -232,8 +232,14 @@ fn fetch_kernel_version(
 ) -> Result<String> {
     let patterns: Vec<String> = files.iter().map(|(name, _)| format!("*/{name}*")).collect();
     let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
-    // Newer packages split the kernel: linux-image-7.3... depends on linux-binary-7.3...
-    let mut queue: Vec<String> = kernel_dependencies(meta);
+    // Newer packages split the kernel: linux-image-7.3... depends on linux-binary-7.3...,
+    // and its modules may be in a package beside that.
+    let parts: &[&str] = if files.iter().any(|(name, _)| name.ends_with(".ko")) {
+        &["linux-image-", "linux-binary-", "linux-modules-"]
+    } else {
+        &["linux-image-", "linux-binary-"]
+    };
+    let mut queue: Vec<String> = kernel_dependencies(meta, parts);
     let mut seen = queue.clone();
     while let Some(name) = queue.pop() {
         let versions = apt.versions(&name)?;
@@ -258,7 +264,7 @@ fn fetch_kernel_version(
             fs::remove_dir_all(&unpacked).context("cannot remove what was unpacked")?;
             return Ok(package.version.clone());
         }
-        for dependency in kernel_dependencies(package) {
+        for dependency in kernel_dependencies(package, parts) {
             if !seen.contains(&dependency) {
                 seen.push(dependency.clone());
                 queue.push(dependency);
@@ -273,12 +279,12 @@ fn fetch_kernel_version(
     )
 }
 
-fn kernel_dependencies(package: &Package) -> Vec<String> {
+fn kernel_dependencies(package: &Package, parts: &[&str]) -> Vec<String> {
     package
         .depends
         .iter()
         .filter(|name| {
-            ["linux-image-", "linux-binary-"].iter().any(|prefix| {
+            parts.iter().any(|prefix| {
                 name.strip_prefix(prefix)
                     .is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()))
             })

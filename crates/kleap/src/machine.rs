@@ -4,7 +4,7 @@ use crate::error::Failure;
 use crate::{output, units};
 use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
-use kleap_linux::{facts, kexec, pageflags};
+use kleap_linux::{facts, kexec, memory_blocks, pageflags};
 use kleap_memmap::{PhysRange, PhysRanges, iomem};
 use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
 use kleap_plan::{Device, Owned};
@@ -34,15 +34,15 @@ fn iomem_failure(path: &Path, error: &iomem::IomemError) -> Failure {
 /// Where things may be.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
-    /// Where pages that we own may lie: System RAM of this boot, reserved pools (CMA) left out, because
-    /// the next kernel reserves them again.
+    /// Where pages that we own may lie: System RAM of this boot, what was added since left out, and reserved
+    /// pools (CMA), because the next kernel reserves them again.
     pub(crate) usable: PhysRanges,
     /// Where pieces may be moved to: of that, what has nothing nested in it.
     pub(crate) plain: PhysRanges,
 }
 
 impl Memory {
-    /// From `/proc/iomem` and the device tree.
+    /// From `/proc/iomem`, the device tree and the blocks of memory.
     pub(crate) fn find(tree: &Tree) -> Result<Self, Failure> {
         let path = Path::new(facts::IOMEM_PATH);
         let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
@@ -60,6 +60,11 @@ impl Memory {
         for reserved in reserved {
             usable.subtract(reserved.range);
             plain.subtract(reserved.range);
+        }
+        // ACPI's hot-added memory has no label of its own, and the next kernel is not told of it.
+        for added in memory_blocks::added_by_acpi()? {
+            usable.subtract(added);
+            plain.subtract(added);
         }
         Ok(Self { usable, plain })
     }

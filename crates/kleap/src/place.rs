@@ -26,6 +26,7 @@ use kleap_linux::{facts, hugepages, numa};
 use kleap_memmap::{PhysAddr, PhysRanges};
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout, stage};
+use std::cell::Cell;
 
 /// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
 pub(crate) const STAGE_BYTES: u64 = stage::ROOM_FIRST_BYTES;
@@ -61,14 +62,20 @@ struct Search<'a> {
     node: Option<u32>,
     /// Bytes of pages that the payload has.
     held_bytes: u64,
-    /// The most it may have.
+    /// The most it may have that are of use.
     most_bytes: u64,
+    /// The most it may have, those of no use included.
+    share_bytes: u64,
+    /// Bytes of pages that lie where the next kernel finds no memory, as of the last look. Memory that was
+    /// added since the boot is often what Linux hands out first.
+    useless_bytes: Cell<u64>,
 }
 
 impl Search<'_> {
     /// Every page with its address, as far as the next kernel will find ordinary memory there.
     fn owned(&self) -> Result<Vec<Owned>, Failure> {
         let mut owned = Vec::new();
+        let mut useless_bytes = 0;
         for (number, file) in self.payload.files.iter().enumerate() {
             let pages = file.pages()?;
             for index in file.present() {
@@ -80,9 +87,12 @@ impl Search<'_> {
                 };
                 if self.memory.usable.contains_range(page.range()) {
                     owned.push(page);
+                } else {
+                    useless_bytes += page.size_bytes;
                 }
             }
         }
+        self.useless_bytes.set(useless_bytes);
         Ok(owned)
     }
 
@@ -131,7 +141,9 @@ impl Search<'_> {
 
     /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
     fn take(&mut self, size_bytes: u64, pages: u64, set_aside: bool) -> Result<u64, Failure> {
-        let most = self.most_bytes.saturating_sub(self.held_bytes) / size_bytes;
+        let most_bytes =
+            (self.most_bytes + self.useless_bytes.get()).min(self.share_bytes.max(self.most_bytes));
+        let most = most_bytes.saturating_sub(self.held_bytes) / size_bytes;
         let pages = pages.min(most);
         if pages == 0 {
             return Ok(0);
@@ -160,6 +172,7 @@ impl Search<'_> {
             .zip(&sizes)
             .map(|(pages, size)| pages.len() as u64 * size)
             .sum();
+        self.useless_bytes.set(0);
         Ok(())
     }
 
@@ -188,7 +201,9 @@ impl Search<'_> {
             .div_ceil(SEARCH_STEPS)
             .max(1);
         loop {
-            let added = self.take(first_size, step, false)?;
+            // Twice as many each time where they are of no use: they end only when they are all ours.
+            let useless = self.useless_bytes.get() / first_size;
+            let added = self.take(first_size, step.max(useless), false)?;
             if added == 0 {
                 if compacted || !hugepages::compact_memory() {
                     break;
@@ -352,6 +367,8 @@ pub(crate) fn find(
         node,
         held_bytes: 0,
         most_bytes,
+        share_bytes,
+        useless_bytes: Cell::new(0),
     };
     let mut layout = search.gather(needed_bytes)?;
     while let Err(failure) = try_stage(&layout) {
