@@ -72,6 +72,15 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// Sizes of the files' pages, bytes.
+    fn page_sizes(&self) -> Vec<u64> {
+        self.payload
+            .files
+            .iter()
+            .map(|file| file.page_size_bytes)
+            .collect()
+    }
+
     /// Every page with its address, as far as the next kernel will find ordinary memory there.
     fn owned(&self) -> Result<Vec<Owned>, Failure> {
         let mut owned = Vec::new();
@@ -108,10 +117,8 @@ impl Search<'_> {
 
     fn choose(&self, owned: &[Owned], strategy: Strategy) -> Result<Layout, LayoutError> {
         let unit_bytes = self
-            .payload
-            .files
-            .iter()
-            .map(|file| file.page_size_bytes)
+            .page_sizes()
+            .into_iter()
             .fold(BASE_ALIGNMENT_BYTES, u64::min);
         layout::choose(
             owned,
@@ -157,12 +164,7 @@ impl Search<'_> {
 
     /// Gives back what a layout does not use.
     fn trim(&mut self, layout: &Layout) -> Result<(), Failure> {
-        let sizes: Vec<u64> = self
-            .payload
-            .files
-            .iter()
-            .map(|file| file.page_size_bytes)
-            .collect();
+        let sizes = self.page_sizes();
         let used = used_pages(layout, &sizes);
         let is_used =
             |file: usize, page: usize| used.get(file).is_some_and(|pages| pages.contains(&page));
@@ -254,12 +256,7 @@ impl Search<'_> {
     /// Pins what a layout uses. Pages that moved meanwhile are laid out again.
     fn pin(&mut self, mut layout: Layout) -> Result<Placed, Failure> {
         for _ in 0..PIN_TRIES {
-            let sizes: Vec<u64> = self
-                .payload
-                .files
-                .iter()
-                .map(|file| file.page_size_bytes)
-                .collect();
+            let sizes = self.page_sizes();
             let used = used_pages(&layout, &sizes);
             let mut regions = Vec::new();
             for (file, pages) in self.payload.files.iter().zip(&used) {
