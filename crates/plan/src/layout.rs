@@ -15,9 +15,10 @@
 //! candidates are the ranges that start or end with a page of ours, or at an end of usable memory.
 //!
 //! Pieces are placed one after the other. Which first, and whether the room behind an Image's bytes
-//! should be ours too, matters when runs are scarce; there are four ways, all are tried, and the one that
-//! leaves the least to move wins. Rejected: a search over all combinations, which costs more than the
-//! few moves that it could save.
+//! should be ours too, matters when runs are scarce; and where memory is, the best place for one piece may
+//! leave none for the other, so they are also packed to the ends of what there is. All these ways are tried,
+//! and the one that leaves the least to move wins. Rejected: a search over all combinations, which costs more
+//! than the few moves that it could save.
 //!
 //! A source may lie in the target of another piece only if there is no other memory for it. Whatever
 //! overlaps, [`crate::moves`] puts the moves into an order that loses nothing.
@@ -613,6 +614,8 @@ struct Merit {
 struct Way {
     initrd_first: bool,
     room_is_ours: bool,
+    /// Only at the ends of usable memory, so that what is left stays in one piece.
+    packed: bool,
 }
 
 struct Chooser<'a> {
@@ -719,6 +722,7 @@ impl Chooser<'_> {
                         before(run.end(), wish.room_bytes),
                     ]
                 });
+                let starts = starts.filter(|_| !self.way.packed);
                 for start in ends.into_iter().chain(starts).flatten() {
                     let below = start.align_down(BASE_ALIGNMENT_BYTES);
                     let above = start.align_up(BASE_ALIGNMENT_BYTES);
@@ -1000,11 +1004,13 @@ pub fn choose(
     let longer_first = initrd.is_some_and(|wish| wish.room_bytes > image.room_bytes);
     let mut best: Option<Layout> = None;
     let mut first_error = None;
-    for (initrd_first, room_is_ours) in [
-        (longer_first, true),
-        (!longer_first, true),
-        (longer_first, false),
-        (!longer_first, false),
+    for (initrd_first, room_is_ours, packed) in [
+        (longer_first, true, false),
+        (!longer_first, true, false),
+        (longer_first, false, false),
+        (!longer_first, false, false),
+        (longer_first, false, true),
+        (!longer_first, false, true),
     ] {
         let chooser = Chooser {
             free: free.clone(),
@@ -1016,6 +1022,7 @@ pub fn choose(
             way: Way {
                 initrd_first,
                 room_is_ours,
+                packed,
             },
         };
         match chooser.layout(&image, initrd.as_ref(), &device_tree, stage_bytes) {

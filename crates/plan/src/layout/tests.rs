@@ -780,6 +780,24 @@ fn an_initrd_finds_room_above_an_image_at_the_bottom_of_ram() {
     check_layout(&case, &layout);
 }
 
+/// The best place for either piece would leave no room for the other.
+#[test]
+fn pieces_are_packed_where_there_is_just_room_for_both() {
+    // 20 units of memory; of ours the ones in the middle, where each piece would be in place.
+    let middle: Vec<u64> = (6..14).map(|page| GIB + page * HUGE).collect();
+    let elsewhere: Vec<u64> = (0..16).map(|page| 4 * GIB + 2 * page * HUGE).collect();
+    let case = Case {
+        plain_ram: ram(&[(GIB, 20 * HUGE)]),
+        ..Case::simple(
+            pages(&[middle, elsewhere].concat()),
+            simple(16, 22),
+            Strategy::Auto,
+        )
+    };
+    let layout = case.choose().unwrap();
+    check_layout(&case, &layout);
+}
+
 /// A run that leaves the window is used where it is inside.
 #[test]
 fn a_run_longer_than_the_window_is_used_inside_it() {
