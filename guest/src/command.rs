@@ -37,7 +37,13 @@ impl Run {
 /// Runs it with these arguments.
 pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Result<Run> {
     let began = Instant::now();
-    let output = Command::new(KLEAP)
+    // What spares this program from being killed for lack of memory is not to be inherited.
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "echo 0 >/proc/self/oom_score_adj; exec \"$0\" \"$@\"",
+            KLEAP,
+        ])
         .args(arguments)
         .output()
         .context("cannot run kleap")?;

@@ -39,8 +39,9 @@ const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
 const PINNED_ONE_IN: u64 = 4;
 /// What is read to fill the page cache: a loop device on a sparse file, which takes no memory itself.
 const CACHE_FILE: &str = "/dev/loop0";
-/// The page cache is full when so little memory is free, bytes.
-const CACHE_FULL_BYTES: u64 = 48 << 20;
+/// The kernel drops cache when less is free than about one and a half times `vm.min_free_kbytes`: so many
+/// times it is where the cache is full.
+const CACHE_FULL_FACTOR: u64 = 2;
 
 /// What kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,7 +282,11 @@ fn fill_page_cache() -> Result<()> {
     let mut file =
         File::open(CACHE_FILE).with_context(|| format!("no {CACHE_FILE}: the script makes it"))?;
     let mut buffer = vec![0; 1 << 20];
-    while free_bytes()? > CACHE_FULL_BYTES {
+    let least_kilobytes: u64 = fs::read_to_string("/proc/sys/vm/min_free_kbytes")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .context("vm.min_free_kbytes is no number")?;
+    while free_bytes()? > CACHE_FULL_FACTOR * least_kilobytes * 1024 {
         if file
             .read(&mut buffer)
             .context("cannot read the file for the page cache")?

@@ -56,6 +56,8 @@ pub(crate) fn fragmentation(mut arguments: impl Iterator<Item = String>) -> Resu
     let mut load = vec!["load".to_owned()];
     load.extend(arguments);
     let mut ballast = Ballast::new()?;
+    // Should a load drive the kernel to killing, the attacker is to be there for the next one.
+    fs::write("/proc/self/oom_score_adj", "-1000").context("cannot be spared")?;
     let before = Traces::now()?;
     let mut failures = 0;
     let mut arranged = None;

@@ -28,7 +28,7 @@ page_cache() {
     insmod /lab/loop.ko || finish fail "no loop devices"
     truncate -s 8G /run/cache.img
     losetup -r /dev/loop0 /run/cache.img || finish fail "no loop device"
-    echo 8192 >/sys/block/loop0/queue/read_ahead_kb
+    echo 1024 >/sys/block/loop0/queue/read_ahead_kb
 }
 
 # Processes that keep what is loaded pinned.
