@@ -40,6 +40,9 @@ const FACTOR_IN_PLACE: u64 = 16;
 /// And never further than this part of the available memory. What is not used goes back at once; the pools
 /// grow without the kernel ending any process for it, but caches become smaller.
 const AVAILABLE_PERCENT: u64 = 80;
+/// What is left of the available memory to everybody else, bytes. `MemAvailable` counts memory that the kernel
+/// itself cannot use (CMA, lists of single CPUs): with 36 MB of it left, 6.12 ended another process.
+const MARGIN_BYTES: u64 = 64 << 20;
 /// In so many steps.
 const SEARCH_STEPS: u64 = 8;
 /// How often pages that moved while they were pinned are laid out again.
@@ -332,7 +335,7 @@ pub(crate) fn find(
     .into_iter()
     .filter(|bytes| *bytes > 0)
     .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
-    let (_, available_bytes) = facts::memory_bytes()?;
+    let available_bytes = facts::memory_bytes()?.1.saturating_sub(MARGIN_BYTES);
     let mut pools_bytes = 0;
     for size in hugepages::sizes()? {
         pools_bytes += hugepages::Pool::of_size(size)?.available()? * size;
