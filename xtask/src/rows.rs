@@ -543,6 +543,18 @@ const FAST: &[&str] = &[
     "broken/exception/el1-a57/in-place",
     "bad-input/6.1",
     "6.1-to-6.12/el2-a57/in-place/47M/cpus4/efi",
+    "5.10-to-7.3/el2-a57/kernel/47M/cpus4",
+    "6.1-to-7.3/el1-a57/early/47M/cpus4",
+    "kexec-cost/6.1/el2-a57/2048M",
+    "chain/dt",
+    "stress/hand-over/6.1/100M/alternate-pinned-60",
+    "stress/fresh/6.1/100M",
+    "stress/migrate/6.1/move-pages/pins-yes",
+    "stress/migrate/6.1/move-pages/pins-no",
+    "stress/migrate/6.1/soft-offline/pins-no",
+    "stress/kill/6.1",
+    "stress/race/2",
+    "stress/numa/6.1",
 ];
 
 /// Kernels and machines on which the cost of `kexec_load` differs: nothing to copy; one copy; kernels built
