@@ -51,7 +51,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Stage(#[from] StageError),
     #[error(
-        "not enough memory: the payload needs {needed_bytes} bytes of huge pages, {available_bytes} bytes are available"
+        "not enough memory: {needed_bytes} bytes are needed, {available_bytes} bytes are available"
     )]
     Memory {
         needed_bytes: u64,

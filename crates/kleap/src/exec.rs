@@ -91,20 +91,38 @@ fn check_memory(layout: &Layout, memory: &Memory) -> Result<(), Failure> {
 /// `kleap exec`.
 pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     let exec_requested = counter::now().unwrap_or(0);
-    machine::check()?;
-    let store = Store::open()?;
-    let loaded = store.loaded()?.ok_or(Failure::NothingLoaded)?;
+    let check = machine::check();
+    let store = match Store::open() {
+        Ok(store) => store,
+        // Why nothing can be done at all is the better answer.
+        Err(failure) => return Err(check.err().unwrap_or(failure)),
+    };
+    let loaded = match (store.loaded()?, &check) {
+        (Some(loaded), _) => loaded,
+        (None, Ok(())) => return Err(Failure::NothingLoaded),
+        (None, Err(_)) => return check.and(Err(Failure::NothingLoaded)),
+    };
     if loaded.strategy == Strategy::Kernel {
         return exec_by_kernel(&loaded);
     }
+    // Whoever forbids kexec_load after a load with --early means the next one.
+    let has_stage = loaded.early && kexec::is_loaded() == Some(true);
+    let forbidden = match check {
+        Ok(()) => None,
+        Err(failure) if has_stage => Some(failure),
+        Err(failure) => return Err(failure),
+    };
     let files = store.files(&loaded)?;
+    let tree = machine::device_tree()?;
+    let memory = Memory::find(&tree)?;
+    // Before anything is read: a page that the kernel has given up cannot be.
+    check_memory(&loaded.layout, &memory)?;
     // From here on nothing moves any more, where the kernel allows that; what has moved is found below.
     let pin = Pin::new(&files.regions(&loaded.layout));
     if let Err(error) = &pin {
         output::warn(&format!("warning: {error}"));
     }
-    let tree = machine::device_tree()?;
-    let memory = Memory::find(&tree)?;
+    let noted = loaded.layout.clone();
     let loaded = Loaded {
         layout: current_layout(&loaded, &files, &memory)?,
         ..loaded
@@ -124,6 +142,14 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     #[cfg(not(feature = "fault-injection"))]
     let ExecArguments {} = arguments;
 
+    if let Some(failure) = forbidden {
+        if loaded.layout != noted {
+            return Err(failure);
+        }
+        announce(&loaded, "as it was given to the kernel by load --early");
+        reboot::sync();
+        return Err(reboot::kexec().into());
+    }
     // Whatever is slow, or can fail, or can be interrupted comes before `kexec_load`: between that and
     // `reboot` there is nothing.
     machine::kexec_cost()?.check(true)?;

@@ -33,7 +33,20 @@ fn input_error(path: &Path, what: impl ToString) -> Failure {
     }
 }
 
+/// Refuses what is no file: reading a FIFO or a terminal waits for somebody, and a device may have no end.
+fn check_regular(path: &Path) -> Result<u64, Failure> {
+    let metadata = std::fs::metadata(path).map_err(|error| input_error(path, error))?;
+    if metadata.is_dir() {
+        return Err(input_error(path, "is a directory, not a file"));
+    }
+    if !metadata.is_file() {
+        return Err(input_error(path, "is not a regular file"));
+    }
+    Ok(metadata.len())
+}
+
 fn read_kernel(path: &Path) -> Result<Kernel, Failure> {
+    place::check_available(check_regular(path)?.min(kleap_image::MAX_FILE_BYTES as u64))?;
     let bytes = facts::read_limited(path, kleap_image::MAX_FILE_BYTES as u64)
         .map_err(|error| input_error(path, reason(&error)))?;
     Kernel::parse(bytes).map_err(|source| Failure::Image {
@@ -79,13 +92,7 @@ impl Initrd {
     }
 
     fn open(path: &Path) -> Result<Self, Failure> {
-        // Asked before it is opened: opening a FIFO waits for a writer.
-        let is_file = std::fs::metadata(path)
-            .map_err(|error| input_error(path, error))?
-            .is_file();
-        if !is_file {
-            return Err(input_error(path, "is not a regular file"));
-        }
+        check_regular(path)?;
         let file = File::open(path).map_err(|error| input_error(path, error))?;
         let metadata = file.metadata().map_err(|error| input_error(path, error))?;
         match metadata.len() {
@@ -305,6 +312,7 @@ impl<'a> Payload<'a> {
         let (tree, tree_path) = match &arguments.dtb {
             None => (own_tree, PathBuf::from(facts::DEVICE_TREE_PATH)),
             Some(path) => {
+                check_regular(path)?;
                 let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)
                     .map_err(|error| input_error(path, reason(&error)))?;
                 let mut tree = Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
@@ -452,6 +460,7 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summa
     let stage = exec::stage(&loaded, &payload.memory)?;
     let holder = hold::start(&loaded);
     loaded.pinned_by = holder.as_ref().map(|(_, method)| method.name().to_owned());
+    store.prepare_commit(&loaded)?;
     if loaded.early {
         give_to_kernel(store, &stage)?;
     }
@@ -488,13 +497,29 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
 
 /// Gives all pieces to the kernel, which will copy them to their places.
 fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
-    let layout = layout::choose(
-        &[],
-        BASE_ALIGNMENT_BYTES,
-        &payload.memory.plain,
-        &payload.requirements(place::STAGE_BYTES),
-        Strategy::Kernel,
+    let requirements = payload.requirements(place::STAGE_BYTES);
+    // Read once more by us, and copied once by the kernel.
+    place::check_available(
+        requirements
+            .initrd_bytes
+            .saturating_mul(2)
+            .saturating_add(requirements.image_file_bytes)
+            .saturating_add(requirements.device_tree_bytes + requirements.stage_bytes),
     )?;
+    let mut memory = payload.memory.clone();
+    let layout = loop {
+        let layout = layout::choose(
+            &[],
+            BASE_ALIGNMENT_BYTES,
+            &memory.plain,
+            &requirements,
+            Strategy::Kernel,
+        )?;
+        // Ends: each time there is less memory to choose from.
+        if !memory.exclude_bad(&place::used_memory(&layout), layout.unit_bytes) {
+            break layout;
+        }
+    };
     let initrd_bytes = payload.initrd.as_mut().map(read_initrd).transpose()?;
     let initrd = initrd_bytes.as_deref().map(content_of);
     let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
@@ -509,6 +534,8 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, S
         },
     )?;
     loaded.early = true;
+    let new = store.create()?;
+    (loaded.payload, loaded.generation) = (new.name, new.generation);
     let stage = exec::stage(&loaded, &payload.memory)?;
     let layout = &loaded.layout;
     let mut segments = vec![
@@ -531,13 +558,12 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, S
             bytes,
         });
     }
+    store.prepare_commit(&loaded)?;
     announce_replacement(store);
     store.mark_exec()?;
     kexec::load(stage.start, &segments).inspect_err(|_| {
         let _ = store.not_given();
     })?;
-    loaded.generation = store.create()?.generation;
-    loaded.payload = format!("payload-{}", loaded.generation);
     store.commit(&loaded)?;
     store.given_early()?;
     Ok((loaded, stage.summary))

@@ -40,9 +40,12 @@ const FACTOR_IN_PLACE: u64 = 16;
 /// And never further than this part of the available memory. What is not used goes back at once; the pools
 /// grow without the kernel ending any process for it, but caches become smaller.
 const AVAILABLE_PERCENT: u64 = 80;
-/// What is left of the available memory to everybody else, bytes. `MemAvailable` counts memory that the kernel
-/// itself cannot use (CMA, lists of single CPUs): with 36 MB of it left, 6.12 ended another process.
+/// What is left of the available memory to everybody else, bytes, or a part of all memory where that is less.
+/// Some of what the kernel counts as available it cannot use itself (the lists of single CPUs): with 36 MB of it
+/// left, 6.12 ended another process.
 const MARGIN_BYTES: u64 = 64 << 20;
+/// That part.
+const MARGIN_PART: u64 = 32;
 /// In so many steps.
 const SEARCH_STEPS: u64 = 8;
 /// How often pages that moved while they were pinned are laid out again.
@@ -297,6 +300,28 @@ impl Search<'_> {
     }
 }
 
+/// Memory that may be taken without others having to do without, bytes.
+fn available_bytes() -> Result<u64, Failure> {
+    let (total_bytes, available_bytes) = facts::memory_bytes()?;
+    let margin_bytes = MARGIN_BYTES.min(total_bytes / MARGIN_PART);
+    Ok(available_bytes.saturating_sub(margin_bytes))
+}
+
+/// Refuses to take more memory than is to be had.
+///
+/// # Errors
+/// [`Failure::Memory`].
+pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
+    let available_bytes = available_bytes()?;
+    if needed_bytes > available_bytes {
+        return Err(Failure::Memory {
+            needed_bytes,
+            available_bytes,
+        });
+    }
+    Ok(())
+}
+
 /// All memory that a hand-over touches.
 pub(crate) fn used_memory(layout: &Layout) -> PhysRanges {
     layout
@@ -335,7 +360,7 @@ pub(crate) fn find(
     .into_iter()
     .filter(|bytes| *bytes > 0)
     .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
-    let available_bytes = facts::memory_bytes()?.1.saturating_sub(MARGIN_BYTES);
+    let available_bytes = available_bytes()?;
     let mut pools_bytes = 0;
     for size in hugepages::sizes()? {
         pools_bytes += hugepages::Pool::of_size(size)?.available()? * size;

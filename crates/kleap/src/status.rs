@@ -198,6 +198,9 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
             "not pinned: the kernel may move them, which exec will find"
         ),
     }
+    if loaded.strategy == Strategy::Kernel && !loaded.early {
+        line!(text, "but the kernel no longer has it: load it again");
+    }
     if loaded.early {
         line!(
             text,

@@ -101,6 +101,18 @@ fn read<T: for<'de> Deserialize<'de>>(name: &str) -> Result<Option<T>, Failure> 
 }
 
 fn write<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
+    write_new(name, value)?;
+    replace(name)
+}
+
+/// Makes what [`write_new`] wrote the file of that name, in one instant.
+fn replace(name: &str) -> Result<(), Failure> {
+    let (path, new) = (path(name), path(&format!("{name}.new")));
+    std::fs::rename(&new, &path).map_err(|error| state_error(&path, error))
+}
+
+/// Writes a file beside the one that it is to replace.
+fn write_new<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let (path, new) = (path(name), path(&format!("{name}.new")));
@@ -112,7 +124,6 @@ fn write<T: Serialize>(name: &str, value: &T) -> Result<(), Failure> {
         .mode(0o600)
         .open(&new)
         .and_then(|mut file| file.write_all(&bytes))
-        .and_then(|()| std::fs::rename(&new, &path))
         .map_err(|error| state_error(&path, error))
 }
 
@@ -255,8 +266,14 @@ impl Store {
             return self.remove_all();
         };
         for (directory, _) in page_directories()? {
-            if hugepages::is_mounted(&directory) {
-                remove_payloads(&directory, Some(&loaded.payload))?;
+            if !hugepages::is_mounted(&directory) {
+                continue;
+            }
+            remove_payloads(&directory, Some(&loaded.payload))?;
+            if !directory.join(&loaded.payload).exists() {
+                // A size that was tried, and is not in use.
+                hugepages::unmount(&directory)?;
+                std::fs::remove_dir(&directory).map_err(|error| state_error(&directory, error))?;
             }
         }
         let page_sizes: Vec<u64> = loaded
@@ -286,6 +303,7 @@ impl Store {
     /// that are not ours to give.
     fn balance(&self, held: &[(u64, u64)]) -> Result<(), Failure> {
         let mut ledger = self.ledger()?;
+        let before = ledger.pools.clone();
         for entry in &mut ledger.pools {
             let Ok(pool) = Pool::of_size(entry.page_size_bytes) else {
                 continue;
@@ -300,6 +318,9 @@ impl Store {
             pool.shrink(free)?;
             entry.added = added - free;
         }
+        if ledger.pools == before {
+            return Ok(());
+        }
         write("pool.json", &ledger)
     }
 
@@ -307,16 +328,27 @@ impl Store {
     /// persistent, a payload that a process of another mount namespace holds) becomes surplus by that, and
     /// goes back to the system by itself when it is released.
     fn settle(&self) -> Result<(), Failure> {
-        let mut ledger = self.ledger()?;
-        for entry in &mut ledger.pools {
+        let ledger = match self.ledger() {
+            Ok(ledger) => ledger,
+            // What it said is lost; the rest can still be removed.
+            Err(error @ Failure::State { .. }) => {
+                output::warn(&format!(
+                    "warning: {error}: huge pages that kleap added may stay in the pools of the system"
+                ));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        // No new note: the old one is removed next, and says nothing wrong until then, because no pool is made
+        // smaller than it was before us.
+        for entry in &ledger.pools {
             let Ok(pool) = Pool::of_size(entry.page_size_bytes) else {
                 continue;
             };
             let most = pool.total()?.saturating_sub(entry.before);
             pool.shrink(entry.added.min(most))?;
-            entry.added = 0;
         }
-        write("pool.json", &ledger)
+        Ok(())
     }
 
     /// Removes everything and gives every page back.
@@ -457,13 +489,26 @@ impl Store {
         self.balance(&held)
     }
 
-    /// Makes `loaded` what is loaded, in place of what was, and gives back what is no longer needed.
+    /// Writes the note of what is about to be loaded: what can fail for lack of room fails here, before anything
+    /// that was loaded before is changed.
+    pub(crate) fn prepare_commit(&self, loaded: &Loaded) -> Result<(), Failure> {
+        make_directory(Path::new(ROOT))?;
+        write_new("state.json", loaded).map(|_| ())
+    }
+
+    /// Makes `loaded`, of which [`Store::prepare_commit`] has written the note, what is loaded, in place of what
+    /// was, and gives back what is no longer needed.
     pub(crate) fn commit(&self, loaded: &Loaded) -> Result<(), Failure> {
         if !loaded.early {
             self.take_back_early()?;
         }
-        write("state.json", loaded)?;
-        self.sweep()
+        replace("state.json")?;
+        if let Err(error) = self.sweep() {
+            output::warn(&format!(
+                "warning: loaded, but not everything that is no longer needed could be given back: {error}"
+            ));
+        }
+        Ok(())
     }
 
     /// Gives a new payload back; what was loaded before stays.

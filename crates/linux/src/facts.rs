@@ -105,7 +105,8 @@ pub fn cpus_online() -> Option<usize> {
         .sum()
 }
 
-/// `MemTotal` and `MemAvailable` of `/proc/meminfo`, bytes.
+/// `MemTotal` of `/proc/meminfo`, and `MemAvailable` without free CMA, which only movable pages can have:
+/// bytes.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -120,7 +121,12 @@ pub fn memory_bytes() -> Result<(u64, u64), Error> {
             .and_then(|kib| kib.checked_mul(1024))
             .ok_or_else(|| Error::content(path, format!("no {name}")))
     };
-    Ok((value("MemTotal:")?, value("MemAvailable:")?))
+    // Not there without CONFIG_CMA.
+    let cma_bytes = value("CmaFree:").unwrap_or(0);
+    Ok((
+        value("MemTotal:")?,
+        value("MemAvailable:")?.saturating_sub(cma_bytes),
+    ))
 }
 
 /// Memory that the kernel has taken out of use because it is bad (`HardwareCorrupted` of `/proc/meminfo`),

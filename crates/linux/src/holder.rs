@@ -403,6 +403,8 @@ fn is_told_to_go() -> Result<bool, Error> {
 /// Leaves everything by which somebody might end or wait for this process without meaning it.
 fn leave() -> Result<(), Error> {
     let failed = |what: &str, error: Errno| Error::Holder(format!("{what}: {error}"));
+    // Started from a descriptor, it would be called after its number.
+    let _ = rustix::thread::set_name(c"@kleap");
     rustix::process::chdir("/").map_err(|error| failed("chdir(/)", error))?;
     // Fails only for the leader of a process group, as when a shell started it: then it is alone in it.
     let _ = rustix::process::setsid();

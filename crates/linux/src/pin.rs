@@ -55,6 +55,23 @@ impl Method {
     /// All, the better first.
     pub const ALL: [Self; 2] = [Self::IoUring, Self::Pipe];
 
+    /// In the order in which they are tried on a kernel of this release.
+    ///
+    /// Kernels from 5.11 to 6.6 warn (`follow_hugetlb_page`; seen on 6.1, not on 5.10, 6.12 and 7.3) when huge
+    /// pages that lie in CMA or in movable memory are pinned for long, and with `panic_on_warn` they end.
+    /// References block migration as well, so there they come first.
+    fn in_order(release: &str) -> [Self; 2] {
+        const WARNING: std::ops::Range<(u32, u32)> = (5, 11)..(6, 7);
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut number = || numbers.next().and_then(|digits| digits.parse().ok());
+        match (number(), number()) {
+            (Some(major), Some(minor)) if WARNING.contains(&(major, minor)) => {
+                [Self::Pipe, Self::IoUring]
+            }
+            _ => Self::ALL,
+        }
+    }
+
     /// Its name for people: `io_uring` or `pipe`.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -105,7 +122,7 @@ impl Pin {
     /// [`Error::NotPinned`] with each method's reason; an error if a region is outside its file.
     pub fn new(regions: &[Region<'_>]) -> Result<Self, Error> {
         let mut reasons = Vec::new();
-        for method in Method::ALL {
+        for method in Method::in_order(&crate::facts::kernel_release().0) {
             match Self::by(method, regions) {
                 Err(Error::Call { call, source }) => {
                     reasons.push(format!("{method}: {call}: {source}"));
@@ -301,6 +318,21 @@ fn pieces(size_bytes: usize) -> impl Iterator<Item = (usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn references_come_first_where_long_pins_warn() {
+        for (release, first) in [
+            ("5.10.0-34-arm64", Method::IoUring),
+            ("5.11.0", Method::Pipe),
+            ("6.1.0-47-arm64", Method::Pipe),
+            ("6.6.9", Method::Pipe),
+            ("6.7.0", Method::IoUring),
+            ("6.12.107+deb13-arm64", Method::IoUring),
+            ("nonsense", Method::IoUring),
+        ] {
+            assert_eq!(Method::in_order(release)[0], first, "{release}");
+        }
+    }
     use crate::hugepages::tests::ordinary;
 
     /// What a machine may refuse, loudly; `None` then.
