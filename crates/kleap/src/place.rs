@@ -259,9 +259,11 @@ impl Search<'_> {
         })?)
     }
 
-    /// Pins what a layout uses. Pages that moved meanwhile are laid out again.
+    /// Pins what a layout uses. Pages that moved meanwhile are laid out again. If that does not end (where most
+    /// of what is free is CMA, pinning moves other pages each time), the last layout stays, with the
+    /// pinned pages where they are now: more is moved at hand-over, and nothing moves any more.
     fn pin(&mut self, mut layout: Layout) -> Result<Placed, Failure> {
-        for _ in 0..PIN_TRIES {
+        for try_number in 1..=PIN_TRIES {
             let sizes = self.page_sizes();
             let used = used_pages(&layout, &sizes);
             let mut regions = Vec::new();
@@ -287,9 +289,11 @@ impl Search<'_> {
             let again = layout.repaired(&self.memory.plain, |file, offset_bytes| {
                 self.address(file, offset_bytes)
             });
-            if again.is_ok_and(|again| again == layout) {
-                self.trim(&layout)?;
-                return Ok(Placed { layout, pin });
+            if let Ok(again) = again
+                && (again == layout || (try_number == PIN_TRIES && pin.is_some()))
+            {
+                self.trim(&again)?;
+                return Ok(Placed { layout: again, pin });
             }
             drop(pin);
             layout = self.choose(&self.owned()?, self.strategy)?;
