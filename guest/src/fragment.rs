@@ -39,9 +39,8 @@ const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
 const PINNED_ONE_IN: u64 = 4;
 /// What is read to fill the page cache: a loop device on a sparse file, which takes no memory itself.
 const CACHE_FILE: &str = "/dev/loop0";
-/// The kernel drops cache when less is free than about one and a half times `vm.min_free_kbytes`: so many
-/// times it is where the cache is full.
-const CACHE_FULL_FACTOR: u64 = 2;
+/// The page cache is full when so much was read and no less memory is free than before, bytes.
+const CACHE_FULL_BYTES: u64 = 32 << 20;
 
 /// What kind of trouble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,22 +276,23 @@ fn free_bytes() -> Result<u64> {
         .context("/proc/meminfo has no MemFree")
 }
 
-/// Reads the file until its pages are everywhere.
+/// Reads the file until its pages are everywhere: until the kernel drops old ones for new ones.
 fn fill_page_cache() -> Result<()> {
     let mut file =
         File::open(CACHE_FILE).with_context(|| format!("no {CACHE_FILE}: the script makes it"))?;
     let mut buffer = vec![0; 1 << 20];
-    let least_kilobytes: u64 = fs::read_to_string("/proc/sys/vm/min_free_kbytes")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .context("vm.min_free_kbytes is no number")?;
-    while free_bytes()? > CACHE_FULL_FACTOR * least_kilobytes * 1024 {
-        if file
+    let (mut least_bytes, mut read_bytes) = (u64::MAX, 0);
+    while read_bytes < CACHE_FULL_BYTES {
+        let count = file
             .read(&mut buffer)
-            .context("cannot read the file for the page cache")?
-            == 0
-        {
+            .context("cannot read the file for the page cache")?;
+        if count == 0 {
             break;
+        }
+        read_bytes += count as u64;
+        let free_bytes = free_bytes()?;
+        if free_bytes < least_bytes {
+            (least_bytes, read_bytes) = (free_bytes, 0);
         }
     }
     Ok(())
