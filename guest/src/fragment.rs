@@ -18,6 +18,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -274,6 +275,11 @@ fn free_bytes() -> Result<u64> {
         .and_then(|number| number.trim().parse::<u64>().ok())
         .map(|kilobytes| kilobytes * 1024)
         .context("/proc/meminfo has no MemFree")
+}
+
+/// Whether the script has made what the page cache is filled with.
+pub(crate) fn can_fill_page_cache() -> bool {
+    Path::new(CACHE_FILE).exists()
 }
 
 /// Reads the file until its pages are everywhere: until the kernel drops old ones for new ones.

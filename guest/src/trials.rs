@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::command::{self, KLEAP, Run, Status};
-use crate::fragment::{Ballast, Kind};
+use crate::fragment::{Ballast, Kind, can_fill_page_cache};
 use crate::seeded::Seeded;
 use crate::traces::Traces;
 
@@ -60,12 +60,16 @@ pub(crate) fn fragmentation(mut arguments: impl Iterator<Item = String>) -> Resu
     fs::write("/proc/self/oom_score_adj", "-1000").context("cannot be spared")?;
     let before = Traces::now()?;
     let mut failures = 0;
+    let kinds: Vec<Kind> = Kind::ALL
+        .into_iter()
+        .filter(|kind| *kind != Kind::PageCache || can_fill_page_cache())
+        .collect();
     let mut arranged = None;
     for number in first..first + count {
         // Each arrangement has a seed of its own, so that it can be repeated without those before it.
         let arrangement = number / LOADS_PER_ARRANGEMENT;
         let mut seeded = Seeded::new(seed ^ arrangement.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        let kind = *seeded.one_of(&Kind::ALL).context("no kinds")?;
+        let kind = *seeded.one_of(&kinds).context("no kinds")?;
         let mut fill_percent = *seeded.one_of(&FILL_PERCENTS).context("no percentages")?;
         if kind == Kind::PageCache {
             // All of memory as cache takes minutes to read in an emulator.

@@ -118,7 +118,10 @@ fn fragmentation(
     );
     row.payload_bytes = payload_bytes;
     row.memory_mb = memory_mb;
-    row.modules = CACHE_MODULES;
+    if kernel != "5.10" {
+        // 5.10 fills the holes of the file below a loop device when they are read: that is no cache.
+        row.modules = CACHE_MODULES;
+    }
     // Debian's kernels clear every page twice; once is slow enough in an emulator.
     row.first_words = "init_on_alloc=0";
     row.verdict_deadline_ms = Some(TRIALS_DEADLINE_MS);
