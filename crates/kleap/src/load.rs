@@ -37,7 +37,7 @@ fn input_error(path: &Path, what: impl ToString) -> Failure {
 fn check_regular(path: &Path) -> Result<u64, Failure> {
     let metadata = std::fs::metadata(path).map_err(|error| input_error(path, error))?;
     if metadata.is_dir() {
-        return Err(input_error(path, "is a directory, not a file"));
+        return Err(input_error(path, "is a directory, not a regular file"));
     }
     if !metadata.is_file() {
         return Err(input_error(path, "is not a regular file"));
