@@ -40,6 +40,11 @@ expect 5 'CAP_SYS_BOOT|not permitted|lockdown' -- kleap-guest without-syscall ke
 say "files that are no kernel"
 expect 3 'no such file' -- kleap load /no/such/file
 expect 3 'directory' -- kleap load /tmp
+expect 3 'regular file' -- kleap load /dev/zero
+mknod /tmp/fifo p
+expect 3 'regular file' -- kleap load /tmp/fifo
+expect 3 'regular file' -- kleap load $image --initrd /tmp/fifo
+expect 3 'regular file' -- kleap load $image --dtb /tmp/fifo
 : >/tmp/empty
 expect 3 'empty' -- kleap load /tmp/empty
 head -c 100 $image >/tmp/k
@@ -168,6 +173,21 @@ echo '{"boot_id":"another","before":0,"added":26}' >/dev/kleap/pool.json
 must kleap unload
 [ "$(state)" = "$kept" ] || finish fail "the note of another boot took pages away: $(state)"
 echo 0 >$pool/nr_hugepages
+
+say "no room for notes"
+kept=$(state)
+must kleap load $image --command-line first
+kleap status --json >/run/status-1
+mount -o remount,ro /dev
+refuse 'read-only' -- kleap load $image --command-line second
+run kleap status
+mount -o remount,rw /dev
+kleap status --json | cmp - /run/status-1 || finish fail "a load that could not be noted changed the first"
+echo 7 >/dev/kleap/pool.json
+must kleap unload
+[ ! -e /dev/kleap ] || finish fail "unload with a damaged note left /dev/kleap behind"
+echo 0 >$pool/nr_hugepages
+[ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
 
 say "lockdown, then the sysctl: neither can be undone"
 mount -t securityfs securityfs /sys/kernel/security
