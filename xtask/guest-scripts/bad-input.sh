@@ -186,7 +186,10 @@ kleap status --json | cmp - /run/status-1 || finish fail "a load that could not 
 echo 7 >/dev/kleap/pool.json
 must kleap unload
 [ ! -e /dev/kleap ] || finish fail "unload with a damaged note left /dev/kleap behind"
-echo 0 >$pool/nr_hugepages
+# What the note said is lost: these are the pages that unload has warned of.
+for size in /sys/kernel/mm/hugepages/*; do
+    echo 0 >$size/nr_hugepages
+done
 [ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
 
 say "lockdown, then the sysctl: neither can be undone"
