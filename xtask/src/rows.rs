@@ -548,7 +548,7 @@ const FAST: &[&str] = &[
     "kexec-cost/6.1/el2-a57/2048M",
     "chain/dt",
     "stress/hand-over/6.1/100M/alternate-pinned-60",
-    "stress/fresh/6.1/100M",
+    "stress/fresh/6.1/100M/300",
     "stress/migrate/6.1/move-pages/pins-yes",
     "stress/migrate/6.1/move-pages/pins-no",
     "stress/migrate/6.1/soft-offline/pins-no",
