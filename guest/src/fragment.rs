@@ -105,7 +105,7 @@ pub(crate) struct Ballast {
 impl Ballast {
     /// Nothing yet.
     pub(crate) fn new() -> Result<Self> {
-        let (total_bytes, _) = facts::memory_bytes()?;
+        let total_bytes = facts::memory()?.total_bytes;
         let memory = AnonymousMemory::map(usize::try_from(total_bytes)?)?;
         Ok(Self { memory, pins: None })
     }
@@ -136,7 +136,11 @@ impl Ballast {
                 Kind::RandomPinned => seeded.below(PINNED_ONE_IN) == 0,
             })
             .collect();
-        let (total_bytes, available_bytes) = facts::memory_bytes()?;
+        let facts::MemoryInfo {
+            total_bytes,
+            available_bytes,
+            ..
+        } = facts::memory()?;
         let page_bytes = self.memory.page_size_bytes() as u64;
         let held_bytes = blocks
             .iter()
@@ -182,7 +186,11 @@ impl Ballast {
         if kind == Kind::PageCache {
             fill_page_cache()?;
         }
-        let (total_bytes, available_bytes) = facts::memory_bytes()?;
+        let facts::MemoryInfo {
+            total_bytes,
+            available_bytes,
+            ..
+        } = facts::memory()?;
         Ok(Made {
             used_percent: 100 - available_bytes * 100 / total_bytes.max(1),
             busy_blocks,
@@ -207,7 +215,7 @@ impl Ballast {
     fn touch_everything(&mut self) -> Result<usize> {
         let pages = self.memory.pages();
         for index in 0..pages {
-            if index % LOOK_EVERY_PAGES == 0 && facts::memory_bytes()?.1 < RESERVE_BYTES {
+            if index % LOOK_EVERY_PAGES == 0 && facts::memory()?.available_bytes < RESERVE_BYTES {
                 // What was held beyond this point from an earlier time.
                 self.memory.release(index, pages - index)?;
                 return Ok(index);

@@ -111,7 +111,11 @@ fn check(cost: &KexecCost, measured: u64, page_bytes: u64) -> Result<()> {
 
 fn predict() -> Result<(KexecCost, String)> {
     let (release, _) = facts::kernel_release();
-    let (total_bytes, available_bytes) = facts::memory_bytes()?;
+    let facts::MemoryInfo {
+        total_bytes,
+        available_bytes,
+        ..
+    } = facts::memory()?;
     let ram = memory()?;
     let command_line = facts::command_line()?;
     let compiled = facts::configured_virtual_address_bits();

@@ -257,7 +257,7 @@ pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
     let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
     let entries = iomem::parse(&text).map_err(|error| iomem_failure(path, &error))?;
     let (release, _) = facts::kernel_release();
-    let (total_bytes, available_bytes) = facts::memory_bytes()?;
+    let memory = facts::memory()?;
     let input = KexecCostInput {
         kernel: KernelVersion::parse(&release),
         page_size_bytes: facts::page_size_bytes(),
@@ -265,8 +265,9 @@ pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
         virtual_address_bits: facts::virtual_address_bits(),
         system_ram: &kexec_cost::linear_map_ranges(&entries),
         command_line: &facts::command_line()?,
-        total_bytes,
-        available_bytes,
+        total_bytes: memory.total_bytes,
+        // Tables are not movable.
+        available_bytes: memory.available_bytes.saturating_sub(memory.cma_free_bytes),
     };
     kexec_cost::predict(&input)
         .map(KexecCost)

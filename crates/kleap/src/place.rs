@@ -304,19 +304,19 @@ impl Search<'_> {
     }
 }
 
-/// Memory that may be taken without others having to do without, bytes.
-fn available_bytes() -> Result<u64, Failure> {
-    let (total_bytes, available_bytes) = facts::memory_bytes()?;
-    let margin_bytes = MARGIN_BYTES.min(total_bytes / MARGIN_PART);
-    Ok(available_bytes.saturating_sub(margin_bytes))
+/// Memory that huge pages may be taken from without others having to do without, bytes.
+fn available_bytes(memory: &facts::MemoryInfo) -> u64 {
+    let margin_bytes = MARGIN_BYTES.min(memory.total_bytes / MARGIN_PART);
+    memory.available_bytes.saturating_sub(margin_bytes)
 }
 
-/// Refuses to take more memory than is to be had.
+/// Refuses to take more memory than is to be had, of pages that cannot come from CMA.
 ///
 /// # Errors
 /// [`Failure::Memory`].
 pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
-    let available_bytes = available_bytes()?;
+    let memory = facts::memory()?;
+    let available_bytes = available_bytes(&memory).saturating_sub(memory.cma_free_bytes);
     if needed_bytes > available_bytes {
         return Err(Failure::Memory {
             needed_bytes,
@@ -364,7 +364,7 @@ pub(crate) fn find(
     .into_iter()
     .filter(|bytes| *bytes > 0)
     .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
-    let available_bytes = available_bytes()?;
+    let available_bytes = available_bytes(&facts::memory()?);
     let mut pools_bytes = 0;
     for size in hugepages::sizes()? {
         pools_bytes += hugepages::Pool::of_size(size)?.available()? * size;

@@ -105,12 +105,22 @@ pub fn cpus_online() -> Option<usize> {
         .sum()
 }
 
-/// `MemTotal` of `/proc/meminfo`, and `MemAvailable` without free CMA, which only movable pages can have:
-/// bytes.
+/// `/proc/meminfo`, as far as it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// `MemTotal`, bytes.
+    pub total_bytes: u64,
+    /// `MemAvailable`, bytes.
+    pub available_bytes: u64,
+    /// `CmaFree`, bytes: part of what is available, but only for movable pages, as huge pages are.
+    pub cma_free_bytes: u64,
+}
+
+/// How much memory there is.
 ///
 /// # Errors
 /// If it cannot be read.
-pub fn memory_bytes() -> Result<(u64, u64), Error> {
+pub fn memory() -> Result<MemoryInfo, Error> {
     let path = "/proc/meminfo";
     let text =
         std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
@@ -121,12 +131,12 @@ pub fn memory_bytes() -> Result<(u64, u64), Error> {
             .and_then(|kib| kib.checked_mul(1024))
             .ok_or_else(|| Error::content(path, format!("no {name}")))
     };
-    // Not there without CONFIG_CMA.
-    let cma_bytes = value("CmaFree:").unwrap_or(0);
-    Ok((
-        value("MemTotal:")?,
-        value("MemAvailable:")?.saturating_sub(cma_bytes),
-    ))
+    Ok(MemoryInfo {
+        total_bytes: value("MemTotal:")?,
+        available_bytes: value("MemAvailable:")?,
+        // Not there without CONFIG_CMA.
+        cma_free_bytes: value("CmaFree:").unwrap_or(0),
+    })
 }
 
 /// Memory that the kernel has taken out of use because it is bad (`HardwareCorrupted` of `/proc/meminfo`),
