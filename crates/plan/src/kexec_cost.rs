@@ -75,8 +75,11 @@ const TABLES_AMONG_BLOCKS: u64 = 16;
 /// How many tables a prediction may be wide and still count as exact.
 const EXACT_WITHIN_TABLES: u64 = 8;
 
-/// Memory that must remain available after the system call, bytes.
+/// Memory that must remain available after the system call, bytes; on a small machine,
+/// [`MIN_REMAINING_SMALL_SHARE`].
 pub const MIN_REMAINING_BYTES: u64 = 64 << 20;
+/// This share of all memory, where that is less than [`MIN_REMAINING_BYTES`]: one part in so many.
+pub const MIN_REMAINING_SMALL_SHARE: u64 = 16;
 /// Or this share of all memory, if that is more: one part in so many. `MemAvailable` is an estimate, and the
 /// pages that the copy takes cannot be reclaimed, so the rest must do for everybody until the reboot.
 pub const MIN_REMAINING_SHARE: u64 = 50;
@@ -404,7 +407,8 @@ pub fn predict(input: &KexecCostInput<'_>) -> Result<KexecCost, KexecCostError> 
         }
     };
     let bytes = tables.plus(control_pages).times(input.page_size_bytes);
-    let remaining_bytes = (input.total_bytes / MIN_REMAINING_SHARE).max(MIN_REMAINING_BYTES);
+    let least_bytes = MIN_REMAINING_BYTES.min(input.total_bytes / MIN_REMAINING_SMALL_SHARE);
+    let remaining_bytes = (input.total_bytes / MIN_REMAINING_SHARE).max(least_bytes);
     if bytes.at_most != 0 && bytes.at_most.saturating_add(remaining_bytes) > input.available_bytes {
         hazards.push(Hazard::DoesNotFit {
             needed_bytes: bytes.at_most,

@@ -490,6 +490,19 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_small_machine_keeps_a_smaller_rest() {
+    let ram = virt(320 * MIB);
+    let mut input = input("6.12.107", 4096, &ram);
+    let needed = predict(&input).unwrap().bytes.at_most;
+    input.available_bytes = needed + 20 * MIB;
+    assert_eq!(predict(&input).unwrap().refusal(), None);
+    input.available_bytes -= 1;
+    let cost = predict(&input).unwrap();
+    let text = cost.refusal().unwrap().to_string();
+    assert!(text.contains("20 MiB must remain"), "{text}");
+}
+
+#[test]
 fn numbers_from_outside_do_not_overflow() {
     let ram: PhysRanges = range(0, u64::MAX).into();
     for page_size_bytes in [4 * KIB, 16 * KIB, 64 * KIB] {
