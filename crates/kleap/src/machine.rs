@@ -39,6 +39,9 @@ pub(crate) struct Memory {
     pub(crate) usable: PhysRanges,
     /// Where pieces may be moved to: of that, what has nothing nested in it.
     pub(crate) plain: PhysRanges,
+    /// Where pages stay when they are pinned, as far as that is known: of `usable`, what the kernel has not reserved, and
+    /// where this kernel's own initrd was. Huge pages elsewhere are CMA's, and pinning moves them out of it.
+    pub(crate) lasting: PhysRanges,
 }
 
 impl Memory {
@@ -66,7 +69,13 @@ impl Memory {
             usable.subtract(added);
             plain.subtract(added);
         }
-        Ok(Self { usable, plain })
+        let initrd = tree.initrd().unwrap_or_default();
+        let lasting = plain.union(&usable.within(initrd));
+        Ok(Self {
+            usable,
+            plain,
+            lasting,
+        })
     }
 
     /// Takes those units of `used` out that the kernel has found to be bad; says whether there were some.
@@ -276,7 +285,7 @@ pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
 
 impl KexecCost {
     /// Refuses what would crash the kernel.
-    fn check_crash(&self) -> Result<(), Failure> {
+    pub(crate) fn check_crash(&self) -> Result<(), Failure> {
         match self.0.refusal() {
             Some(hazard @ Hazard::Lpa2Crash { .. }) => Err(Failure::KnownBug {
                 message: hazard.to_string(),

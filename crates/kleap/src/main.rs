@@ -19,6 +19,7 @@ mod machine;
 mod output;
 mod payload;
 mod place;
+mod probe;
 mod report;
 mod status;
 mod store;

@@ -1,15 +1,18 @@
 //! Huge pages for a payload: enough of them, where they do most good.
 //!
-//! Linux hands out huge pages in no order that could be asked for. So pages are taken, looked at, and more are
-//! taken until there is a run for every piece, within limits that leave the machine its memory:
+//! Linux hands out huge pages in no order that could be asked for. So more are asked for than are needed, until
+//! there is a run for every piece, within limits that leave the machine its memory:
 //!
-//! 1. pages of 2 MiB, which every granule has: as many as are needed, from the node of the CPU that jumps;
-//! 2. more of them, in steps; memory is compacted once, when there are no more to be had;
-//! 3. smaller ones, where there are not even enough to hold the payload;
-//! 4. larger ones, one of which is a run by itself: for that, what is of no use is given back first.
+//! 1. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
+//!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken;
+//! 2. if that is not enough, all of them go back, memory is compacted, and they are looked for once more;
+//! 3. larger ones, one of which is a run by itself: for that, what is of no use has been given back;
+//! 4. smaller ones, where there are not even enough to hold the payload.
 //!
 //! What then still has no run goes to the place that has the most of it already, and only the rest is moved
 //! at hand-over. Nothing is kept that the layout does not use.
+//!
+//! Where the kernel does not show where the pages of a pool are, pages are taken, looked at, and given back.
 //!
 //! Pinning can move pages (out of memory that the kernel wants to keep movable), and pages can migrate until
 //! they are pinned. So addresses are read again when the pages are pinned, and what moved meanwhile is laid
@@ -19,35 +22,36 @@ use crate::error::Failure;
 use crate::machine::Memory;
 use crate::output;
 use crate::payload::{runs, used_pages};
+use crate::probe::{Probe, Supply};
 use crate::store::{NewPayload, Store};
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::{Pin, Region};
-use kleap_linux::{facts, hugepages, numa};
-use kleap_memmap::{PhysAddr, PhysRanges};
+use kleap_linux::{facts, hugepages, numa, pageflags};
+use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout, stage};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 
 /// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
 pub(crate) const STAGE_BYTES: u64 = stage::ROOM_FIRST_BYTES;
 /// The size that is taken first, bytes: the smallest that every granule has, and the alignment of an Image.
 const FIRST_SIZE_BYTES: u64 = BASE_ALIGNMENT_BYTES;
-/// How far the search for runs goes, where there is moving to fall back to: at most this many times what is
-/// needed.
+/// How far the search for runs goes into memory that is in use as a cache, where there is moving to fall back
+/// to: at most this many times what is needed. Memory that nobody uses is searched to its end.
 const FACTOR_AUTO: u64 = 3;
 /// And where there is not, because only `in-place` will do.
 const FACTOR_IN_PLACE: u64 = 16;
-/// And never further than this part of the available memory. What is not used goes back at once; the pools
-/// grow without the kernel ending any process for it, but caches become smaller.
-const AVAILABLE_PERCENT: u64 = 80;
 /// What is left of the available memory to everybody else, bytes, or a part of all memory where that is less.
 /// Some of what the kernel counts as available it cannot use itself (the lists of single CPUs): with 36 MB of it
 /// left, 6.12 ended another process.
 const MARGIN_BYTES: u64 = 64 << 20;
 /// That part.
 const MARGIN_PART: u64 = 32;
-/// In so many steps.
+/// Where pages cannot be looked at before they are taken, the search goes in so many steps.
 const SEARCH_STEPS: u64 = 8;
+/// Where they can, each step is this part of what is there already, and so the steps are few.
+const PROBE_PART: u64 = 4;
 /// How often pages that moved while they were pinned are laid out again.
 const PIN_TRIES: u32 = 4;
 
@@ -56,6 +60,15 @@ const PIN_TRIES: u32 = 4;
 pub(crate) struct Placed {
     pub(crate) layout: Layout,
     pub(crate) pin: Option<Pin>,
+}
+
+/// Pages of a pool to choose from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Those that pinning leaves where they are ([`Memory::lasting`]).
+    Lasting,
+    /// All.
+    All,
 }
 
 struct Search<'a> {
@@ -77,7 +90,15 @@ struct Search<'a> {
     useless_bytes: Cell<u64>,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn pool(&mut self, size_bytes: u64) -> PoolOf<'_, 'a> {
+        PoolOf {
+            search: self,
+            size_bytes,
+            taken: Vec::new(),
+        }
+    }
+
     /// Sizes of the files' pages, bytes.
     fn page_sizes(&self) -> Vec<u64> {
         self.payload
@@ -142,11 +163,7 @@ impl Search<'_> {
             strategy => strategy,
         };
         match self.choose(&self.owned()?, strategy) {
-            Err(
-                error @ (LayoutError::NoRun { .. }
-                | LayoutError::NoTarget { .. }
-                | LayoutError::TooFewPages { .. }),
-            ) => Ok(Err(error)),
+            Err(error) if may_grow_out_of(&error) => Ok(Err(error)),
             Err(error) => Err(error.into()),
             Ok(layout) => Ok(Ok(layout)),
         }
@@ -154,8 +171,7 @@ impl Search<'_> {
 
     /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
     fn take(&mut self, size_bytes: u64, pages: u64, set_aside: bool) -> Result<u64, Failure> {
-        let most_bytes =
-            (self.most_bytes + self.useless_bytes.get()).min(self.share_bytes.max(self.most_bytes));
+        let most_bytes = (self.most_bytes + self.useless_bytes.get()).min(self.share_bytes);
         let most = most_bytes.saturating_sub(self.held_bytes) / size_bytes;
         let pages = pages.min(most);
         if pages == 0 {
@@ -184,6 +200,115 @@ impl Search<'_> {
         Ok(())
     }
 
+    /// A layout for pages of the pool: for those that stay where they are when they are pinned, or for all.
+    fn layout_of(
+        &self,
+        probe: &Probe,
+        size_bytes: u64,
+        strategy: Strategy,
+        which: Which,
+    ) -> Result<Layout, LayoutError> {
+        let stays = |page: &PhysAddr| {
+            PhysRange::from_size(*page, size_bytes)
+                .is_ok_and(|page| self.memory.lasting.contains_range(page))
+        };
+        let owned: Vec<Owned> = probe
+            .addresses()
+            .filter(|page| which == Which::All || stays(page))
+            .enumerate()
+            .map(|(number, address)| Owned {
+                address,
+                size_bytes,
+                file: 0,
+                offset_bytes: number as u64 * size_bytes,
+            })
+            .collect();
+        layout::choose(
+            &owned,
+            BASE_ALIGNMENT_BYTES,
+            &self.memory.plain,
+            &self.requirements,
+            strategy,
+        )
+    }
+
+    /// Adds pages to the pool, step by step, until there is a layout; `None` if there is none within the limits.
+    fn probe_further(
+        &mut self,
+        probe: &mut Probe,
+        size_bytes: u64,
+        needed: u64,
+        strategy: Strategy,
+    ) -> Result<Option<Layout>, Failure> {
+        let mut wanted = needed;
+        loop {
+            let of_use_bytes = probe.addresses().count() as u64 * size_bytes;
+            let all_bytes = probe.pages() * size_bytes;
+            let left_bytes = self
+                .most_bytes
+                .saturating_sub(of_use_bytes)
+                .min(self.share_bytes.saturating_sub(all_bytes));
+            let missing = wanted.saturating_sub(probe.pages());
+            let came = match missing.min(left_bytes / size_bytes) {
+                0 => 0,
+                pages => probe.grow(&mut self.pool(size_bytes), pages)?,
+            };
+            match self.layout_of(probe, size_bytes, strategy, Which::Lasting) {
+                Ok(layout) => return Ok(Some(layout)),
+                Err(error) if !may_grow_out_of(&error) => return Err(error.into()),
+                Err(_) if came == 0 && missing > 0 => return Ok(None),
+                Err(_) => wanted = probe.pages() + (probe.pages() / PROBE_PART).max(1),
+            }
+        }
+    }
+
+    /// Looks for runs among the pages of the pool, and takes those of use. Says whether the kernel shows where they
+    /// are; if not, nothing was done.
+    fn probe(&mut self, size_bytes: u64, needed: u64) -> Result<bool, Failure> {
+        let strategy = match self.strategy {
+            Strategy::Auto => Strategy::InPlace,
+            strategy => strategy,
+        };
+        if self.pool(size_bytes).pages().is_err() {
+            return Ok(false);
+        }
+        let mut probe = Probe::new(&mut self.pool(size_bytes))?;
+        let mut layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
+        if layout.is_none() && strategy == Strategy::InPlace {
+            // With what was added given back, there is room to move everything else together. And larger pages
+            // are made by moving what is in their way, at one end of memory first, until there are no more.
+            probe.give_back(&mut self.pool(size_bytes))?;
+            let _ = hugepages::compact_memory();
+            probe = Probe::new(&mut self.pool(size_bytes))?;
+            probe.grow_from_larger(&mut self.pool(size_bytes))?;
+            layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
+        }
+        // Or, with pages that may still move, or the place with the most of it.
+        let layout = layout.or_else(|| {
+            [
+                (strategy, Which::All),
+                (self.strategy, Which::Lasting),
+                (self.strategy, Which::All),
+            ]
+            .into_iter()
+            .find_map(|(strategy, which)| self.layout_of(&probe, size_bytes, strategy, which).ok())
+        });
+        let wanted: BTreeSet<PhysAddr> = match &layout {
+            Some(layout) => layout
+                .owned()
+                .flat_map(|part| {
+                    let (first, end) = (part.address.align_down(size_bytes), part.range().end());
+                    std::iter::successors(Some(first), move |page| page.checked_add(size_bytes))
+                        .take_while(move |page| *page < end)
+                })
+                .collect(),
+            // Too few even to hold everything: all of them, then, and more of other sizes.
+            None => probe.addresses().collect(),
+        };
+        probe.claim(&mut self.pool(size_bytes), &wanted)?;
+        Ok(true)
+    }
+
     /// All steps, until every piece has a run or nothing more can be done.
     fn gather(&mut self, needed_bytes: u64) -> Result<Layout, Failure> {
         let sizes = hugepages::sizes()?;
@@ -195,32 +320,18 @@ impl Search<'_> {
                 page_size_bytes: FIRST_SIZE_BYTES,
             })?;
         let needed = needed_bytes.div_ceil(first_size);
-        let mut came = self.take(first_size, needed, false)?;
-        let mut compacted = came < needed && hugepages::compact_memory();
-        if compacted {
-            came += self.take(first_size, needed - came, false)?;
-        }
-        // Pages that others have set aside, only where there is no other memory.
-        self.take(first_size, needed - came, true)?;
-        if let Ok(layout) = self.try_first()? {
+        let probed = self.probe(first_size, needed)?;
+        if probed && let Ok(layout) = self.try_first()? {
             return Ok(layout);
         }
-        let step = (self.most_bytes.saturating_sub(needed_bytes) / first_size)
-            .div_ceil(SEARCH_STEPS)
-            .max(1);
-        loop {
-            // Twice as many each time where they are of no use: they end only when they are all ours.
-            let useless = self.useless_bytes.get() / first_size;
-            let added = self.take(first_size, step.max(useless), false)?;
-            if added == 0 {
-                if compacted || !hugepages::compact_memory() {
-                    break;
-                }
-                compacted = true;
-            }
-            if let Ok(layout) = self.try_first()? {
-                return Ok(layout);
-            }
+        let missing = needed_bytes
+            .saturating_sub(self.held_bytes)
+            .div_ceil(first_size);
+        let came = self.take(first_size, missing, false)?;
+        // Pages that others have set aside, only where there is no other memory.
+        self.take(first_size, missing - came, true)?;
+        if !probed && let Some(layout) = self.take_and_look(first_size, needed_bytes)? {
+            return Ok(layout);
         }
         for size in sizes.iter().rev().filter(|size| **size < first_size) {
             let missing_bytes = needed_bytes.saturating_sub(self.held_bytes);
@@ -257,6 +368,35 @@ impl Search<'_> {
             },
             error => error,
         })?)
+    }
+
+    /// The search where pages can only be looked at when they have been taken.
+    fn take_and_look(
+        &mut self,
+        size_bytes: u64,
+        needed_bytes: u64,
+    ) -> Result<Option<Layout>, Failure> {
+        let mut compacted = false;
+        if let Ok(layout) = self.try_first()? {
+            return Ok(Some(layout));
+        }
+        let step = (self.most_bytes.saturating_sub(needed_bytes) / size_bytes)
+            .div_ceil(SEARCH_STEPS)
+            .max(1);
+        loop {
+            // Twice as many each time where they are of no use: they end only when they are all ours.
+            let useless = self.useless_bytes.get() / size_bytes;
+            let added = self.take(size_bytes, step.max(useless), false)?;
+            if added == 0 {
+                if compacted || !hugepages::compact_memory() {
+                    return Ok(None);
+                }
+                compacted = true;
+            }
+            if let Ok(layout) = self.try_first()? {
+                return Ok(Some(layout));
+            }
+        }
     }
 
     /// Pins what a layout uses. Pages that moved meanwhile are laid out again. If that does not end (where most
@@ -301,6 +441,98 @@ impl Search<'_> {
         Err(Failure::Changed(
             "the kernel keeps moving the payload's pages, or finds bad memory where it lies".into(),
         ))
+    }
+}
+
+/// Whether more pages may help.
+fn may_grow_out_of(error: &LayoutError) -> bool {
+    matches!(
+        error,
+        LayoutError::NoRun { .. } | LayoutError::NoTarget { .. } | LayoutError::TooFewPages { .. }
+    )
+}
+
+/// The pool of one size, for [`Probe`].
+struct PoolOf<'search, 'a> {
+    search: &'search mut Search<'a>,
+    size_bytes: u64,
+    /// Indices of the pages taken last, in the file of that size.
+    taken: Vec<(usize, PhysAddr)>,
+}
+
+impl Supply for PoolOf<'_, '_> {
+    fn grow(&mut self, pages: u64) -> Result<u64, Failure> {
+        let search = &*self.search;
+        search.store.grow(self.size_bytes, pages, search.node)
+    }
+
+    fn grow_from_larger(&mut self) -> Result<u64, Failure> {
+        let (search, size_bytes) = (&*self.search, self.size_bytes);
+        let most_bytes = search.most_bytes.min(search.share_bytes);
+        let sizes = hugepages::sizes()?;
+        let Some(larger) = sizes.into_iter().find(|larger| *larger > size_bytes) else {
+            return Ok(0);
+        };
+        search
+            .store
+            .grow_from_larger(size_bytes, larger, most_bytes / larger, search.node)
+    }
+
+    fn shrink(&mut self, pages: u64) -> Result<(), Failure> {
+        let search = &*self.search;
+        search.store.shrink(self.size_bytes, pages, search.node)
+    }
+
+    fn pages(&mut self) -> Result<BTreeSet<PhysAddr>, Failure> {
+        Ok(pageflags::huge_pages(
+            &self.search.memory.usable,
+            self.size_bytes,
+        )?)
+    }
+
+    fn take(&mut self, pages: u64) -> Result<Vec<PhysAddr>, Failure> {
+        let search = &mut *self.search;
+        search.store.fill(search.payload, self.size_bytes, pages)?;
+        search.held_bytes += pages * self.size_bytes;
+        let size_bytes = self.size_bytes;
+        let file = search
+            .payload
+            .files
+            .iter()
+            .find(|file| file.page_size_bytes == size_bytes);
+        let Some(file) = file else {
+            return Ok(Vec::new());
+        };
+        let last = usize::try_from(pages).unwrap_or(usize::MAX);
+        let page_file = file.pages()?;
+        self.taken.clear();
+        for index in page_file.pages().saturating_sub(last)..page_file.pages() {
+            self.taken
+                .push((index, page_file.address(&search.pagemap, index)?));
+        }
+        Ok(self.taken.iter().map(|(_, address)| *address).collect())
+    }
+
+    fn put_back(&mut self, wanted: &BTreeSet<PhysAddr>) -> Result<u64, Failure> {
+        let unwanted: BTreeSet<usize> = self
+            .taken
+            .drain(..)
+            .filter(|(_, address)| !wanted.contains(address))
+            .map(|(index, _)| index)
+            .collect();
+        let size_bytes = self.size_bytes;
+        if let Some(file) = self
+            .search
+            .payload
+            .files
+            .iter_mut()
+            .find(|file| file.page_size_bytes == size_bytes)
+        {
+            file.release(|index| !unwanted.contains(&index))?;
+        }
+        let count = unwanted.len() as u64;
+        self.search.held_bytes = self.search.held_bytes.saturating_sub(count * size_bytes);
+        Ok(count)
     }
 }
 
@@ -364,7 +596,8 @@ pub(crate) fn find(
     .into_iter()
     .filter(|bytes| *bytes > 0)
     .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
-    let available_bytes = available_bytes(&facts::memory()?);
+    let info = facts::memory()?;
+    let available_bytes = available_bytes(&info);
     let mut pools_bytes = 0;
     for size in hugepages::sizes()? {
         pools_bytes += hugepages::Pool::of_size(size)?.available()? * size;
@@ -380,8 +613,12 @@ pub(crate) fn find(
         Strategy::InPlace => FACTOR_IN_PLACE,
         Strategy::Auto | Strategy::Relocate | Strategy::Kernel => FACTOR_AUTO,
     };
-    let share_bytes = available_bytes / 100 * AVAILABLE_PERCENT;
-    let most_bytes = needed_bytes.max(needed_bytes.saturating_mul(factor).min(share_bytes));
+    let share_bytes = available_bytes;
+    let share_bytes = share_bytes.max(needed_bytes);
+    let most_bytes = needed_bytes
+        .saturating_mul(factor)
+        .max(info.free_bytes)
+        .min(share_bytes);
 
     let node = numa::boot_cpu_node();
     // For fallocate(2), which takes pages from the pool.

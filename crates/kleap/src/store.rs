@@ -315,7 +315,7 @@ impl Store {
             let most = pool.total()?.saturating_sub(entry.before);
             let added = entry.added.min(most);
             let free = added.saturating_sub(held).min(pool.available()?);
-            pool.shrink(free)?;
+            pool.shrink(free, kleap_linux::numa::boot_cpu_node())?;
             entry.added = added - free;
         }
         if ledger.pools == before {
@@ -346,7 +346,7 @@ impl Store {
                 continue;
             };
             let most = pool.total()?.saturating_sub(entry.before);
-            pool.shrink(entry.added.min(most))?;
+            pool.shrink(entry.added.min(most), kleap_linux::numa::boot_cpu_node())?;
         }
         Ok(())
     }
@@ -440,10 +440,9 @@ impl Store {
         node: Option<u32>,
         set_aside: bool,
     ) -> Result<u64, Failure> {
-        let pool = Pool::of_size(page_size_bytes)?;
-        let directory = self.prepare(page_size_bytes)?;
-        let mut added = self.reserve(&pool, more, node)?.min(more);
+        let mut added = self.grow(page_size_bytes, more, node)?.min(more);
         if set_aside && added < more {
+            let pool = Pool::of_size(page_size_bytes)?;
             let others = (more - added).min(pool.available()?.saturating_sub(added));
             if others > 0 {
                 output::warn(&format!(
@@ -452,11 +451,90 @@ impl Store {
                 added += others;
             }
         }
-        let pages = usize::try_from(added).unwrap_or(0);
-        if pages > 0 {
-            payload.add(&directory, page_size_bytes, pages)?;
-        }
+        self.fill(payload, page_size_bytes, added)?;
         Ok(added)
+    }
+
+    /// Adds up to `pages` pages to a pool, from `node` where it has some; returns how many came.
+    pub(crate) fn grow(
+        &self,
+        page_size_bytes: u64,
+        pages: u64,
+        node: Option<u32>,
+    ) -> Result<u64, Failure> {
+        // The note of it is below the root, which has to be there.
+        make_directory(Path::new(ROOT))?;
+        self.reserve(&Pool::of_size(page_size_bytes)?, pages, node)
+    }
+
+    /// Adds pages to a pool that are made of `larger` pages of another size; returns how many came, 0 where the kernel
+    /// cannot do that.
+    pub(crate) fn grow_from_larger(
+        &self,
+        page_size_bytes: u64,
+        larger_bytes: u64,
+        larger: u64,
+        node: Option<u32>,
+    ) -> Result<u64, Failure> {
+        let (from, to) = (
+            Pool::of_size(larger_bytes)?,
+            Pool::of_size(page_size_bytes)?,
+        );
+        if larger == 0 || !from.demotes_to(page_size_bytes, node) {
+            return Ok(0);
+        }
+        let came = self.grow(larger_bytes, larger, node)?;
+        let total_before = to.total()?;
+        let each = larger_bytes / page_size_bytes;
+        let mut ledger = self.ledger()?;
+        let entry = ledger.entry(page_size_bytes, total_before);
+        let added_before = entry.added;
+        entry.added = added_before + came * each;
+        write("pool.json", &ledger)?;
+        let demoted = from.demote(came, node);
+        let added = to.total()?.saturating_sub(total_before);
+        let entry = ledger.entry(page_size_bytes, total_before);
+        entry.added = added_before + added;
+        let entry = ledger.entry(larger_bytes, 0);
+        entry.added = entry.added.saturating_sub(added / each);
+        write("pool.json", &ledger)?;
+        self.shrink(larger_bytes, came.saturating_sub(added / each), node)?;
+        demoted?;
+        Ok(added.min(to.available()?))
+    }
+
+    /// Gives back `pages` free pages of those that were added to a pool, first those of `node`.
+    pub(crate) fn shrink(
+        &self,
+        page_size_bytes: u64,
+        pages: u64,
+        node: Option<u32>,
+    ) -> Result<(), Failure> {
+        if pages == 0 {
+            return Ok(());
+        }
+        let pool = Pool::of_size(page_size_bytes)?;
+        let mut ledger = self.ledger()?;
+        let total = pool.total()?;
+        let entry = ledger.entry(page_size_bytes, total);
+        let free = pages.min(entry.added).min(pool.available()?);
+        pool.shrink(free, node)?;
+        entry.added -= free;
+        write("pool.json", &ledger)
+    }
+
+    /// Adds pages to a new payload, which the pool has.
+    pub(crate) fn fill(
+        &self,
+        payload: &mut NewPayload,
+        page_size_bytes: u64,
+        pages: u64,
+    ) -> Result<(), Failure> {
+        let directory = self.prepare(page_size_bytes)?;
+        match usize::try_from(pages).unwrap_or(0) {
+            0 => Ok(()),
+            pages => payload.add(&directory, page_size_bytes, pages),
+        }
     }
 
     /// Gives back what a new payload has beyond what `used` says (for each file, whether a page is used).
@@ -662,8 +740,8 @@ impl NewFile {
             .ok_or_else(|| state_error(&pages_path(self.page_size_bytes), "the payload is gone"))
     }
 
-    /// Gives the pages back that are not used.
-    fn release(&mut self, used: impl Fn(usize) -> bool) -> Result<(), Failure> {
+    /// Puts the pages back into the pool that are not used.
+    pub(crate) fn release(&mut self, used: impl Fn(usize) -> bool) -> Result<(), Failure> {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
@@ -689,7 +767,7 @@ pub(crate) struct NewPayload {
 }
 
 impl NewPayload {
-    /// Adds pages, which the pool has. A file with holes is not extended: that would fill them.
+    /// Adds pages, which the pool has.
     fn add(&mut self, directory: &Path, page_size_bytes: u64, pages: usize) -> Result<(), Failure> {
         let found = self
             .files
@@ -697,9 +775,6 @@ impl NewPayload {
             .find(|file| file.page_size_bytes == page_size_bytes);
         match found {
             Some(new) => {
-                if new.present.contains(&false) {
-                    return Err(state_error(directory, "a file with holes cannot grow"));
-                }
                 if let Some(file) = new.file.take() {
                     new.file = Some(file.extend(pages)?);
                     new.present.extend(vec![true; pages]);

@@ -110,6 +110,8 @@ pub fn cpus_online() -> Option<usize> {
 pub struct MemoryInfo {
     /// `MemTotal`, bytes.
     pub total_bytes: u64,
+    /// `MemFree`, bytes: used for nothing at all.
+    pub free_bytes: u64,
     /// `MemAvailable`, bytes.
     pub available_bytes: u64,
     /// `CmaFree`, bytes: part of what is available, but only for movable pages, as huge pages are.
@@ -133,6 +135,7 @@ pub fn memory() -> Result<MemoryInfo, Error> {
     };
     Ok(MemoryInfo {
         total_bytes: value("MemTotal:")?,
+        free_bytes: value("MemFree:")?,
         available_bytes: value("MemAvailable:")?,
         // Not there without CONFIG_CMA.
         cma_free_bytes: value("CmaFree:").unwrap_or(0),

@@ -160,15 +160,62 @@ impl Pool {
             .join("nr_hugepages")
     }
 
-    /// Gives `pages` back to the system; they must be free.
+    /// Whether free pages of this pool, on NUMA node `node`, can be made pages of the pool of `size_bytes` (Linux 5.16,
+    /// and where that is what the system has them made of).
+    #[must_use]
+    pub fn demotes_to(&self, size_bytes: u64, node: Option<u32>) -> bool {
+        let said = std::fs::read_to_string(self.directory.join("demote_size"));
+        let size = said.ok().and_then(|text| {
+            let kib = text.trim().strip_suffix("kB")?.parse::<u64>().ok()?;
+            kib.checked_mul(1024)
+        });
+        size == Some(size_bytes) && self.demote_path(node).exists()
+    }
+
+    fn demote_path(&self, node: Option<u32>) -> PathBuf {
+        node.map(|node| self.node_path(node).with_file_name("demote"))
+            .filter(|path| path.exists())
+            .unwrap_or_else(|| self.directory.join("demote"))
+    }
+
+    /// Makes so many free pages of this pool, on NUMA node `node`, pages of the next smaller size; those that became
+    /// free last go first. How many there were is seen by the pools' totals.
     ///
     /// # Errors
-    /// If sysfs cannot be read or written.
-    pub fn shrink(&self, pages: u64) -> Result<(), Error> {
+    /// If sysfs cannot be written: the kernel has no memory for it, or fewer pages are free.
+    pub fn demote(&self, pages: u64, node: Option<u32>) -> Result<(), Error> {
         if pages == 0 {
             return Ok(());
         }
-        self.set_total(self.total()?.saturating_sub(pages))
+        write_count(&self.demote_path(node), pages)
+    }
+
+    /// Gives `pages` back to the system, first those of NUMA node `node`; they must be free.
+    ///
+    /// Of a node, the page that became free last goes first. Without a node, or where it has not enough, the kernel
+    /// takes from all nodes in turn.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read or written.
+    pub fn shrink(&self, pages: u64, node: Option<u32>) -> Result<(), Error> {
+        if pages == 0 {
+            return Ok(());
+        }
+        let before = self.total()?;
+        if let Some(path) = node
+            .map(|node| self.node_path(node))
+            .filter(|path| path.exists())
+        {
+            let total = read_count(&path)?;
+            let free = read_count(&path.with_file_name("free_hugepages"))?;
+            // Not below what is in use there: that would become surplus.
+            write_count(&path, total.saturating_sub(pages.min(free)))?;
+        }
+        let wanted = before.saturating_sub(pages);
+        if self.total()? > wanted {
+            self.set_total(wanted)?;
+        }
+        Ok(())
     }
 }
 
@@ -258,7 +305,7 @@ impl PageFile {
         };
         // Without NORESERVE mmap itself fails when the pool is too small: no SIGBUS later.
         let this = Self::map(file, path, pages, page_size_bytes, MapFlags::SHARED).map_err(undo)?;
-        this.allocate().map_err(undo)?;
+        this.allocate(0..pages).map_err(undo)?;
         Ok(this)
     }
 
@@ -342,37 +389,45 @@ impl PageFile {
         })
     }
 
-    /// Allocates every page. fallocate(2) answers with an error where touching would be a SIGBUS.
-    fn allocate(&self) -> Result<(), Error> {
-        let size_bytes = self.pages as u64 * self.page_size_bytes as u64;
+    /// Allocates pages. fallocate(2) answers with an error where touching would be a SIGBUS.
+    fn allocate(&self, pages: Range<usize>) -> Result<(), Error> {
+        let page_size_bytes = self.page_size_bytes as u64;
+        let (start, length) = (pages.start as u64, pages.len() as u64);
         // Seen on 5.10 right after an io_uring was closed, with no signal sent by anybody. What was allocated
         // stays, so trying again ends.
         rustix::io::retry_on_intr(|| {
-            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, size_bytes)
+            rustix::fs::fallocate(
+                &self.file,
+                FallocateFlags::empty(),
+                start * page_size_bytes,
+                length * page_size_bytes,
+            )
         })
         .map_err(|source| match source {
             rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => Error::HugePages {
-                wanted: self.pages as u64,
+                wanted: length,
                 found: 0,
-                page_size_bytes: self.page_size_bytes as u64,
+                page_size_bytes,
             },
             source => Error::file("cannot allocate", &self.path, source),
         })
     }
 
-    /// The same file with `more` pages at its end.
+    /// The same file with `more` pages at its end. Holes stay holes.
     ///
     /// # Errors
     /// [`Error::HugePages`] if the pool has not that many. The file is dropped from this process then,
     /// its pages with the file.
     pub fn extend(self, more: usize) -> Result<Self, Error> {
-        let (path, pages) = (self.path.clone(), self.pages + more);
+        let (path, before, pages) = (self.path.clone(), self.pages, self.pages + more);
         let page_size_bytes = self.page_size_bytes as u64;
         drop(self);
         let file = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| Error::file("cannot open", &path, error))?;
-        let this = Self::map(file, &path, pages, page_size_bytes, MapFlags::SHARED)?;
-        this.allocate()?;
+        // As in `open`: a reservation would be one for the holes, too.
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        let this = Self::map(file, &path, pages, page_size_bytes, flags)?;
+        this.allocate(before..pages)?;
         Ok(this)
     }
 
@@ -560,6 +615,16 @@ pub(crate) mod tests {
             assert!(file.page(index).iter().all(|byte| *byte == 0xa5), "{index}");
         }
         assert_eq!(file.size_bytes() as u64, 8 * page);
+        let path = PathBuf::from("/dev/shm").join(format!("kleap-grow-{}", std::process::id()));
+        let mut grown = PageFile::create(&path, 4, page).unwrap();
+        grown.page_mut(3).fill(0x5a);
+        grown.release(1..3).unwrap();
+        let grown = grown.extend(3).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(allocated_bytes(&grown), 5 * page, "holes stay holes");
+        assert_eq!(grown.pages(), 7);
+        assert!(grown.page(3).iter().all(|byte| *byte == 0x5a));
+        assert!(grown.page(6).iter().all(|byte| *byte == 0));
         assert_eq!(
             file.pointer(3).addr() - file.pointer(0).addr(),
             3 * file.page_size_bytes()

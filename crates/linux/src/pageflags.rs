@@ -1,17 +1,23 @@
 //! `/proc/kpageflags`: what the kernel knows about page frames.
 //!
 //! One 64-bit word for each page frame number, by the kernel's page size
-//! (Documentation/admin-guide/mm/pagemap.rst). kleap asks for one flag: whether the memory is known to be
-//! bad. A payload must not be in such a page, nor may it be moved over one.
+//! (Documentation/admin-guide/mm/pagemap.rst). kleap asks for two things: whether memory is known to be bad (a
+//! payload must not be in such a page, nor may it be moved over one), and where the huge pages are, those
+//! included that are free in their pool.
 
 use crate::Error;
-use kleap_memmap::PhysRange;
+use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 const PATH: &str = "/proc/kpageflags";
 /// `KPF_HWPOISON` (`include/uapi/linux/kernel-page-flags.h`).
 const HWPOISON: u64 = 1 << 19;
+/// `KPF_COMPOUND_HEAD`: the first page frame of several that are one page.
+const COMPOUND_HEAD: u64 = 1 << 15;
+/// `KPF_HUGE`: of hugetlbfs, in use or free.
+const HUGE: u64 = 1 << 17;
 /// Bytes of one page's word.
 const WORD_BYTES: u64 = 8;
 /// Bytes read at once: the words of 2 MiB of 4 KiB pages.
@@ -32,6 +38,51 @@ pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
         file.read_exact_at(bytes, offset)
             .map_err(|error| Error::file("cannot read", PATH, error))
     })
+}
+
+/// Where pages of hugetlbfs begin, in use or free in their pool, that lie within `ranges` and at a multiple of
+/// `size_bytes`. A smaller page that happens to be at such an address is among them.
+///
+/// One read for each `size_bytes` of `ranges`.
+///
+/// # Errors
+/// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN).
+pub fn huge_pages(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysAddr>, Error> {
+    let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
+    heads(
+        ranges,
+        size_bytes,
+        crate::facts::page_size_bytes(),
+        |bytes, offset| {
+            file.read_exact_at(bytes, offset)
+                .map_err(|error| Error::file("cannot read", PATH, error))
+        },
+    )
+}
+
+fn heads(
+    ranges: &PhysRanges,
+    size_bytes: u64,
+    page_size_bytes: u64,
+    mut read: impl FnMut(&mut [u8; 8], u64) -> Result<(), Error>,
+) -> Result<BTreeSet<PhysAddr>, Error> {
+    let mut found = BTreeSet::new();
+    for range in ranges {
+        let mut next = range.start().align_up(size_bytes);
+        while let Some(start) = next
+            && let Ok(page) = PhysRange::from_size(start, size_bytes)
+            && range.contains_range(page)
+        {
+            let mut word = [0; 8];
+            read(&mut word, start.as_u64() / page_size_bytes * WORD_BYTES)?;
+            let wanted = HUGE | COMPOUND_HEAD;
+            if u64::from_le_bytes(word) & wanted == wanted {
+                found.insert(start);
+            }
+            next = start.checked_add(size_bytes);
+        }
+    }
+    Ok(found)
 }
 
 /// Looks at the words of all pages that `range` touches, as `read` fills them in from an offset.
@@ -105,7 +156,43 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_found_where_they_begin() {
+        let megabyte = 1 << 20;
+        for page_size_bytes in [4096, 16384, 65536] {
+            // Of 16 pages of 2 MiB the odd ones; one of 4 MiB, whose second half is no beginning; one that is
+            // large but not of hugetlbfs.
+            let read = |word: &mut [u8; 8], offset: u64| {
+                let page = offset / 8 * page_size_bytes / (2 * megabyte);
+                let flags = match page {
+                    4 => COMPOUND_HEAD,
+                    5 => HUGE,
+                    page if page % 2 == 1 => HUGE | COMPOUND_HEAD,
+                    _ => !(HUGE | COMPOUND_HEAD),
+                };
+                *word = flags.to_le_bytes();
+                Ok(())
+            };
+            let ranges: PhysRanges = [
+                range(megabyte, 13 * megabyte),
+                range(15 * megabyte, 17 * megabyte),
+            ]
+            .into_iter()
+            .collect();
+            let found = heads(&ranges, 2 * megabyte, page_size_bytes, read).unwrap();
+            // Page 7 is in neither range as a whole.
+            let expected: Vec<u64> = [1, 3, 9, 11, 13, 15]
+                .map(|page| page * 2 * megabyte)
+                .to_vec();
+            let found: Vec<u64> = found.into_iter().map(PhysAddr::as_u64).collect();
+            assert_eq!(found, expected, "page size {page_size_bytes}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_an_error() {
+        let ranges = PhysRanges::from(range(0, 4 << 20));
+        let fails_too = |_: &mut [u8; 8], _| Err(Error::content(PATH, "ends"));
+        assert!(heads(&ranges, 2 << 20, 4096, fails_too).is_err());
         let fails = |_: &mut [u8], _| Err(Error::content(PATH, "ends"));
         assert!(any(range(0, 1), 4096, fails).is_err());
         assert!(any(range(0, RANGE_MAX_BYTES + 1), 4096, |_, _| Ok(())).is_err());
