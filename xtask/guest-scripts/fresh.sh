@@ -17,6 +17,8 @@ say "fresh payload_bytes=$payload available_bytes=$available percent=$found"
 [ $found -ge $((percent - 12)) ] && [ $found -le $((percent + 12)) ] ||
     finish fail "$available bytes are available, $found % of the payload: the row is for $percent %"
 load
+# Where memory is too small for any place, that is to be said; to the second kernel it does not matter.
+[ "$tight" = yes ] && [ $code = 6 ] && finish ok
 [ $code = 0 ] || finish fail "the load was refused: $code"
 run kleap status
 go

@@ -230,8 +230,21 @@ pub(crate) fn rows() -> Vec<Row> {
             ("6.12-16k", VHE_N1, 380_000_000, 1270),
         ] {
             let payload_mb = u32::try_from(payload_bytes / 1_000_000).unwrap_or(0);
-            let memory_mb = memory_mb + more * payload_mb;
-            rows.push(fresh(first, kind, payload_bytes, percent, memory_mb));
+            // With larger pages, the kernel itself takes more of what is added.
+            let (part, base_mb) = if first == "6.12-16k" {
+                (108, 4)
+            } else {
+                (100, 0)
+            };
+            let memory_mb = memory_mb + more * (payload_mb * part / 100 + base_mb);
+            let mut row = fresh(first, kind, payload_bytes, percent, memory_mb);
+            if (first, payload_mb, percent) == ("6.12-16k", 100, 200) {
+                // Six of this machine's eleven blocks of 32 MiB have a page of the kernel's own in them: some boots
+                // leave no 38 MiB without one, wherever the payload is looked for (docs/attacks.md).
+                row.nothing_moved = false;
+                row.script = script(FRESH, &format!("percent={percent} tight=yes"));
+            }
+            rows.push(row);
         }
     }
     for first in ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud"] {

@@ -12,7 +12,7 @@ use crate::place::{self, Placed};
 use crate::store::Store;
 use crate::{LoadArguments, exec, hold, output, units};
 use kleap_devicetree::{MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
-use kleap_image::Kernel;
+use kleap_image::{Header, Kernel};
 use kleap_linux::{facts, kexec};
 use kleap_memmap::PhysRange;
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
@@ -43,6 +43,84 @@ fn check_regular(path: &Path) -> Result<u64, Failure> {
         return Err(input_error(path, "is not a regular file"));
     }
     Ok(metadata.len())
+}
+
+/// The kernel: what its file says, and where its bytes are.
+struct KernelFile {
+    path: PathBuf,
+    header: Header,
+    banner: Option<String>,
+    /// Bytes of the Image, not compressed.
+    image_bytes: u64,
+    bytes: ImageBytes,
+}
+
+enum ImageBytes {
+    /// Not kept: it would take as much memory as its place, just while that is looked for, and in the middle of
+    /// what is free. Read once more when the place is there; that it is the same then is seen by its digest.
+    InFile(File, u32),
+    /// Decompressed, which is not done twice.
+    InMemory(Vec<u8>),
+}
+
+impl KernelFile {
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let kernel = read_kernel(path)?;
+        let (header, banner) = (kernel.header(), kernel.banner().map(str::to_owned));
+        let is_compressed = kernel.is_gzip();
+        let bytes = kernel.into_image_bytes();
+        Ok(Self {
+            path: path.to_owned(),
+            header,
+            banner,
+            image_bytes: bytes.len() as u64,
+            bytes: if is_compressed {
+                ImageBytes::InMemory(bytes)
+            } else {
+                let file = File::open(path).map_err(|error| input_error(path, error))?;
+                ImageBytes::InFile(file, crc32c::update_on_host(0, &bytes))
+            },
+        })
+    }
+
+    fn page_size_bytes(&self) -> Option<u64> {
+        self.header.page_size.map(kleap_image::PageSize::bytes)
+    }
+
+    fn check_same(&self, found: u32, expected: u32) -> Result<(), Failure> {
+        if found != expected {
+            return Err(input_error(&self.path, "changed while it was read"));
+        }
+        Ok(())
+    }
+
+    /// All of it in memory, for a kernel that copies it.
+    fn take_bytes(&mut self) -> Result<Vec<u8>, Failure> {
+        match &mut self.bytes {
+            ImageBytes::InMemory(bytes) => Ok(std::mem::take(bytes)),
+            ImageBytes::InFile(file, expected) => {
+                let mut bytes = Vec::new();
+                let read = file.take(self.image_bytes).read_to_end(&mut bytes);
+                read.map_err(|error| input_error(&self.path, error))?;
+                let expected = *expected;
+                self.check_same(crc32c::update_on_host(0, &bytes), expected)?;
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// Writes it to its place.
+    fn write(&mut self, files: &mut Files, place: &Place) -> Result<Content, Failure> {
+        match &mut self.bytes {
+            ImageBytes::InMemory(bytes) => Ok(write_bytes(files, place, bytes)),
+            ImageBytes::InFile(file, expected) => {
+                let expected = *expected;
+                let content = write_file(files, place, file, &self.path, self.image_bytes)?;
+                self.check_same(content.crc32c, expected)?;
+                Ok(content)
+            }
+        }
+    }
 }
 
 fn read_kernel(path: &Path) -> Result<Kernel, Failure> {
@@ -111,8 +189,8 @@ impl Initrd {
 }
 
 /// Refuses a kernel whose page size this CPU is known not to have; warns where it is not known.
-fn check_page_size(kernel: &Kernel, path: &Path) -> Result<(), Failure> {
-    let Some(wanted) = kernel.page_size().map(kleap_image::PageSize::bytes) else {
+fn check_page_size(kernel: &KernelFile, path: &Path) -> Result<(), Failure> {
+    let Some(wanted) = kernel.page_size_bytes() else {
         return Ok(());
     };
     let midr = facts::midr();
@@ -201,29 +279,33 @@ fn write_bytes(files: &mut Files, place: &Place, bytes: &[u8]) -> Content {
     content_of(bytes)
 }
 
-/// Checks that an initrd that was read to its size has nothing after it.
-fn check_end(initrd: &mut Initrd) -> Result<(), Failure> {
-    match initrd.file.read(&mut [0]) {
+/// Checks that a file that was read to its size has nothing after it.
+fn check_end(file: &mut File, path: &Path) -> Result<(), Failure> {
+    match file.read(&mut [0]) {
         Ok(0) => Ok(()),
-        Ok(_) => Err(input_error(&initrd.path, "grew while it was read")),
-        Err(error) => Err(input_error(&initrd.path, error)),
+        Ok(_) => Err(input_error(path, "grew while it was read")),
+        Err(error) => Err(input_error(path, error)),
     }
 }
 
-/// Reads the initrd straight into its pages.
-fn write_initrd(files: &mut Files, place: &Place, initrd: &mut Initrd) -> Result<Content, Failure> {
+/// Reads a file, from where it is to its end, straight into the pages of its piece.
+fn write_file(
+    files: &mut Files,
+    place: &Place,
+    file: &mut File,
+    path: &Path,
+    size_bytes: u64,
+) -> Result<Content, Failure> {
     let mut crc = 0;
-    files.write(place, initrd.size_bytes, |part| {
-        initrd
-            .file
-            .read_exact(part)
-            .map_err(|error| input_error(&initrd.path, error))?;
+    files.write(place, size_bytes, |part| {
+        file.read_exact(part)
+            .map_err(|error| input_error(path, error))?;
         crc = crc32c::update_on_host(crc, part);
         Ok::<(), Failure>(())
     })?;
-    check_end(initrd)?;
+    check_end(file, path)?;
     Ok(Content {
-        size_bytes: initrd.size_bytes,
+        size_bytes,
         crc32c: crc,
     })
 }
@@ -238,7 +320,7 @@ fn read_initrd(initrd: &mut Initrd) -> Result<Vec<u8>, Failure> {
     if bytes.len() as u64 != initrd.size_bytes {
         return Err(input_error(&initrd.path, "shrank while it was read"));
     }
-    check_end(initrd)?;
+    check_end(&mut initrd.file, &initrd.path)?;
     Ok(bytes)
 }
 
@@ -281,7 +363,7 @@ fn next_tree(
 /// What is to be loaded, read and checked.
 struct Payload<'a> {
     arguments: &'a LoadArguments,
-    kernel: Kernel,
+    kernel: KernelFile,
     initrd: Option<Initrd>,
     tree: Tree,
     tree_path: PathBuf,
@@ -292,9 +374,9 @@ struct Payload<'a> {
 impl<'a> Payload<'a> {
     /// Reads everything, and refuses what can be refused; takes no huge page.
     fn read(arguments: &'a LoadArguments) -> Result<Self, Failure> {
-        let kernel = read_kernel(&arguments.image)?;
+        let kernel = KernelFile::read(&arguments.image)?;
         check_page_size(&kernel, &arguments.image)?;
-        if kernel.placement() == kleap_image::Placement::NearDramBase {
+        if kernel.header.placement == kleap_image::Placement::NearDramBase {
             return Err(Failure::Unsupported(format!(
                 "{}: from before Linux 4.6, which loses all memory below the place it is put at",
                 arguments.image.display()
@@ -337,9 +419,9 @@ impl<'a> Payload<'a> {
 
     fn requirements(&self, stage_bytes: u64) -> Requirements {
         Requirements {
-            image_file_bytes: self.kernel.image_bytes().len() as u64,
-            image_size_bytes: self.kernel.image_size_bytes(),
-            text_offset_bytes: self.kernel.text_offset_bytes(),
+            image_file_bytes: self.kernel.image_bytes,
+            image_size_bytes: self.kernel.header.image_size_bytes,
+            text_offset_bytes: self.kernel.header.text_offset_bytes,
             initrd_bytes: self.initrd.as_ref().map_or(0, |initrd| initrd.size_bytes),
             device_tree_bytes: kleap_devicetree::MAX_DTB_BYTES as u64,
             stage_bytes,
@@ -380,9 +462,9 @@ impl<'a> Payload<'a> {
             layout,
             strategy: arguments.strategy.into(),
             kernel_path: arguments.image.display().to_string(),
-            kernel_banner: self.kernel.banner().map(str::to_owned),
-            image_size_bytes: self.kernel.image_size_bytes(),
-            kernel_page_size_bytes: self.kernel.page_size().map(kleap_image::PageSize::bytes),
+            kernel_banner: self.kernel.banner.clone(),
+            image_size_bytes: self.kernel.header.image_size_bytes,
+            kernel_page_size_bytes: self.kernel.page_size_bytes(),
             command_line: self.command_line.clone(),
             image: contents.image,
             initrd_path: arguments
@@ -405,11 +487,11 @@ struct Contents {
 }
 
 /// Loads into huge pages of ours.
-fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
+fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let strategy: Strategy = payload.arguments.strategy.into();
     let mut new = store.create()?;
     let try_stage = |layout: &Layout| {
-        let (image, initrd) = (payload.kernel.image_bytes().len(), &payload.initrd);
+        let (image, initrd) = (payload.kernel.image_bytes, &payload.initrd);
         let content = |size_bytes| Content {
             size_bytes,
             crc32c: 0,
@@ -417,7 +499,7 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summa
         let trial = payload.note(
             layout.clone(),
             Contents {
-                image: content(image as u64),
+                image: content(image),
                 initrd: initrd.as_ref().map(|initrd| content(initrd.size_bytes)),
                 device_tree: content(kleap_devicetree::MAX_DTB_BYTES as u64),
                 timeline_offset_bytes: 0,
@@ -434,11 +516,22 @@ fn load_owned(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summa
         &payload.memory,
         try_stage,
     )?;
+    // With the pages taken, there is less.
+    machine::kexec_cost()?.check(payload.arguments.early)?;
     let (name, generation) = (new.name.clone(), new.generation);
     let mut files = new.into_files()?;
-    let image = write_bytes(&mut files, &layout.image, payload.kernel.image_bytes());
+    let image = payload.kernel.write(&mut files, &layout.image)?;
     let initrd = match (&mut payload.initrd, &layout.initrd) {
-        (Some(initrd), Some(place)) => Some(write_initrd(&mut files, place, initrd)?),
+        (Some(initrd), Some(place)) => {
+            let (path, size_bytes) = (&initrd.path, initrd.size_bytes);
+            Some(write_file(
+                &mut files,
+                place,
+                &mut initrd.file,
+                path,
+                size_bytes,
+            )?)
+        }
         _ => None,
     };
     let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
@@ -496,7 +589,7 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
 }
 
 /// Gives all pieces to the kernel, which will copy them to their places.
-fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
+fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let requirements = payload.requirements(place::STAGE_BYTES);
     // Read once more by us, and copied once by the kernel.
     place::check_available(
@@ -523,11 +616,11 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, S
     let initrd_bytes = payload.initrd.as_mut().map(read_initrd).transpose()?;
     let initrd = initrd_bytes.as_deref().map(content_of);
     let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
-    let image_bytes = payload.kernel.image_bytes();
+    let image_bytes = payload.kernel.take_bytes()?;
     let mut loaded = payload.note(
         layout,
         Contents {
-            image: content_of(image_bytes),
+            image: content_of(&image_bytes),
             initrd,
             device_tree: content_of(&dtb),
             timeline_offset_bytes,
@@ -541,7 +634,7 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, S
     let mut segments = vec![
         kexec::Segment {
             start: layout.image.start(),
-            bytes: image_bytes,
+            bytes: &image_bytes,
         },
         kexec::Segment {
             start: layout.device_tree.start(),
@@ -570,9 +663,9 @@ fn load_by_kernel(payload: &mut Payload<'_>, store: &Store) -> Result<(Loaded, S
 }
 
 /// Gives the files to `kexec_file_load(2)`: the kernel does everything, and nobody verifies.
-fn load_files(payload: &Payload<'_>) -> Result<(), Failure> {
+fn load_files(payload: &mut Payload<'_>) -> Result<(), Failure> {
     use std::os::fd::AsFd;
-    let kernel = kexec::image_file(&payload.arguments.image, payload.kernel.image_bytes())?;
+    let kernel = kexec::image_file(&payload.arguments.image, &payload.kernel.take_bytes()?)?;
     kexec::file_load(
         kernel.as_fd(),
         payload.initrd.as_ref().map(|initrd| initrd.file.as_fd()),
@@ -589,7 +682,7 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
         if strategy != Strategy::Kernel || !refusal.leaves_file_load() || !kexec::has_file_load() {
             return Err(refusal);
         }
-        let payload = Payload::read(arguments)?;
+        let mut payload = Payload::read(arguments)?;
         if arguments.dtb.is_some() {
             return Err(Failure::Unsupported(
                 "kexec_file_load(2), the only way that this kernel allows, takes no device tree"
@@ -597,7 +690,7 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
             ));
         }
         machine::kexec_cost()?.check(true)?;
-        load_files(&payload)?;
+        load_files(&mut payload)?;
         output::warn(&format!(
             "warning: {refusal}: loaded by kexec_file_load(2) instead; the kernel places and copies everything, \
              and nobody verifies it. kleap status, exec and unload know nothing of it: enter it with systemctl \
@@ -605,13 +698,17 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
         ));
         return Ok(());
     }
-    let mut payload = Payload::read(arguments)?;
+    let payload = Payload::read(arguments)?;
     let cost = machine::kexec_cost()?;
-    cost.check(arguments.early || strategy == Strategy::Kernel)?;
+    match strategy {
+        Strategy::Kernel => cost.check(true)?,
+        // Whether it fits is seen when the pages are there.
+        _ => cost.check_crash()?,
+    }
     let store = Store::open()?;
     let loaded = match strategy {
-        Strategy::Kernel => load_by_kernel(&mut payload, &store),
-        _ => load_owned(&mut payload, &store),
+        Strategy::Kernel => load_by_kernel(payload, &store),
+        _ => load_owned(payload, &store),
     };
     match loaded {
         Ok((loaded, summary)) => {
