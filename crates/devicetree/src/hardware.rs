@@ -6,6 +6,7 @@
 //! that cannot be translated is an error.
 
 use dtoolkit::Node as _;
+use dtoolkit::model::DeviceTreeNode;
 use kleap_memmap::{PhysAddr, PhysRange};
 
 use crate::lookup::{self, Place};
@@ -222,6 +223,33 @@ impl Tree {
         Ok(regions)
     }
 
+    /// How CPUs are started and stopped: what `enable-method` says in the nodes of `/cpus`, each word once.
+    /// Empty where no CPU says it (a machine with one, or one that is described by ACPI).
+    #[must_use]
+    pub fn enable_methods(&self) -> Vec<String> {
+        let Some(cpus) = lookup::child(&self.model.root, "cpus") else {
+            return Vec::new();
+        };
+        let mut methods: Vec<String> = cpus
+            .children()
+            .filter(|node| lookup::text(node, "device_type") == Some("cpu"))
+            .filter_map(|node| lookup::text(node, "enable-method"))
+            .map(str::to_owned)
+            .collect();
+        methods.sort();
+        methods.dedup();
+        methods
+    }
+
+    /// Whether the tree has an Interrupt Translation Service, and so LPIs whose tables lie in memory.
+    #[must_use]
+    pub fn has_its(&self) -> bool {
+        let is_its = |node: &DeviceTreeNode| {
+            lookup::is_compatible(node, &["arm,gic-v3-its"]) && lookup::is_enabled(node)
+        };
+        !lookup::find_all(&self.model.root, &is_its).is_empty()
+    }
+
     /// The memory that the tree describes. A kernel that boots with EFI takes it from the firmware's
     /// map instead and ignores this.
     ///
@@ -427,4 +455,46 @@ fn through(
         }
     }
     Err("no range of a bus above it covers it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dtoolkit::model::{DeviceTree, DeviceTreeProperty};
+
+    /// A tree whose CPUs say this; `None` says nothing.
+    fn with_cpus(methods: &[Option<&str>]) -> Tree {
+        let mut cpus = DeviceTreeNode::new_unchecked("cpus");
+        for (number, method) in methods.iter().enumerate() {
+            let mut cpu = DeviceTreeNode::new_unchecked(format!("cpu@{number}"));
+            cpu.add_property(DeviceTreeProperty::new_unchecked("device_type", "cpu"));
+            if let Some(method) = method {
+                cpu.add_property(DeviceTreeProperty::new_unchecked("enable-method", *method));
+            }
+            cpus.add_child(cpu);
+        }
+        let mut cache = DeviceTreeNode::new_unchecked("l2-cache");
+        cache.add_property(DeviceTreeProperty::new_unchecked("enable-method", "none"));
+        cpus.add_child(cache);
+        let mut model = DeviceTree::new();
+        model.root.add_child(cpus);
+        Tree {
+            model,
+            boot_cpu: 0,
+            spare_reservations: 0,
+        }
+    }
+
+    #[test]
+    fn each_way_to_start_a_cpu_is_named_once() {
+        let (psci, spin) = (Some("psci"), Some("spin-table"));
+        for (cpus, methods) in [
+            (&[][..], &[][..]),
+            (&[None, None], &[]),
+            (&[psci, psci, psci], &["psci"]),
+            (&[spin, psci, spin, None], &["psci", "spin-table"]),
+        ] {
+            assert_eq!(with_cpus(cpus).enable_methods(), methods, "{cpus:?}");
+        }
+    }
 }

@@ -192,3 +192,19 @@ fn memory_and_reservations() {
         [range(0x4800_0000, 0x10_0000), range(0x4900_0000, 0x2000)]
     );
 }
+
+#[test]
+fn an_interrupt_translation_service_is_found() {
+    for (blob, has_its) in [(VIRT, true), (BOARD, false), (EFI, false)] {
+        assert_eq!(Tree::parse(blob).unwrap().has_its(), has_its);
+    }
+    // One by another name does not count.
+    let mut blob = VIRT.to_vec();
+    let name = b"arm,gic-v3-its";
+    let at = blob
+        .windows(name.len())
+        .position(|window| window == name)
+        .unwrap();
+    blob[at] = b'b';
+    assert!(!Tree::parse(&blob).unwrap().has_its());
+}

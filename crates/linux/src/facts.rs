@@ -94,15 +94,119 @@ pub fn midr() -> Option<u64> {
 /// CPUs that are online, count.
 #[must_use]
 pub fn cpus_online() -> Option<usize> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
-    text.trim()
-        .split(',')
-        .map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-            last.checked_sub(first)?.checked_add(1)
-        })
-        .sum()
+    cpu_list("online").map(|cpus| cpus.len())
+}
+
+const CPU_DIRECTORY: &str = "/sys/devices/system/cpu";
+/// Most CPUs that are looked at: `CONFIG_NR_CPUS` is at most 4096 on arm64.
+const CPUS_MAX: usize = 4096;
+
+/// The CPUs of a list such as `0-3,5`; `None` if it is none, or names more than [`CPUS_MAX`].
+fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        let count = usize::try_from(last.checked_sub(first)?)
+            .ok()?
+            .checked_add(1)?;
+        if cpus.len().checked_add(count)? > CPUS_MAX {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+fn cpu_list(name: &str) -> Option<Vec<u32>> {
+    parse_cpu_list(&std::fs::read_to_string(Path::new(CPU_DIRECTORY).join(name)).ok()?)
+}
+
+/// The machine's CPUs, as far as a hand-over has to stop them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cpus {
+    /// Those that the kernel has room for, count: with more than one it wants to be able to stop them.
+    pub possible: usize,
+    /// Those that are running.
+    pub online: Vec<u32>,
+    /// Of those, the ones that the kernel does not know how to stop: sysfs has no `online` for them
+    /// (`cpu_can_disable`; a CPU without PSCI, or the one on which a trusted operating system lives).
+    pub unstoppable: Vec<u32>,
+    /// The one that jumps, which need not be stopped (`/sys/kernel/reboot/cpu`; 0 before 5.11).
+    pub reboot: u32,
+}
+
+/// The machine's CPUs; `None` if sysfs does not say.
+#[must_use]
+pub fn cpus() -> Option<Cpus> {
+    let online = cpu_list("online")?;
+    let stop = |cpu: &u32| Path::new(CPU_DIRECTORY).join(format!("cpu{cpu}/online"));
+    Some(Cpus {
+        possible: cpu_list("possible")?.len(),
+        unstoppable: online
+            .iter()
+            .copied()
+            .filter(|cpu| !stop(cpu).exists())
+            .collect(),
+        online,
+        reboot: reboot_cpu(),
+    })
+}
+
+/// The CPU on which the kernel will jump: the one in `/sys/kernel/reboot/cpu`, CPU 0 where there is no such
+/// file (before 5.11).
+#[must_use]
+pub fn reboot_cpu() -> u32 {
+    std::fs::read_to_string("/sys/kernel/reboot/cpu")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// The main interrupt controller, by the name of Linux' driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InterruptController {
+    /// `GICv3`, which stands for a GICv4 as well.
+    GicV3,
+    /// `GICv2`, or older.
+    GicV2,
+    /// None of Arm's.
+    Other,
+}
+
+/// The controller that the interrupts in `/proc/interrupts` come by; `None` if that cannot be read.
+#[must_use]
+pub fn interrupt_controller() -> Option<InterruptController> {
+    let text = std::fs::read_to_string("/proc/interrupts").ok()?;
+    let names = |wanted: &str| text.split_whitespace().any(|word| word.starts_with(wanted));
+    Some(if names("GICv3") {
+        InterruptController::GicV3
+    } else if names("GICv2") || names("GIC-") {
+        InterruptController::GicV2
+    } else {
+        InterruptController::Other
+    })
+}
+
+/// Whether a seccomp filter is in force for this process (`Seccomp: 2` of `/proc/self/status`): then an answer
+/// to a system call may be the filter's and not the kernel's.
+#[must_use]
+pub fn has_seccomp_filter() -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Seccomp:"))
+            .is_some_and(|mode| mode.trim() == "2")
+    })
+}
+
+/// Whether this process may write a file or into a directory, by access(2): nothing is opened.
+///
+/// # Errors
+/// Why not.
+pub fn check_writable(path: &Path) -> Result<(), Error> {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK)
+        .map_err(|error| Error::file("cannot write", path, error))
 }
 
 /// `/proc/meminfo`, as far as it is asked for.
@@ -364,6 +468,12 @@ pub fn is_efi() -> bool {
     Path::new("/sys/firmware/efi").is_dir()
 }
 
+/// Whether this kernel uses ACPI's tables and not a device tree.
+#[must_use]
+pub fn has_acpi() -> bool {
+    Path::new("/sys/firmware/acpi/tables").is_dir()
+}
+
 /// Takes a lock that every kleap takes before it changes something; waits for it. Held until dropped.
 ///
 /// The lock is on the device tree in sysfs, which a hand-over needs anyway: no lock file is left behind, none
@@ -472,6 +582,33 @@ mod tests {
                 assert!(found.len() < file.len(), "byte {index} = {value:#x}");
             }
         }
+    }
+
+    #[test]
+    fn lists_of_cpus() {
+        for (text, cpus) in [
+            ("0\n", Some(vec![0])),
+            ("0-3\n", Some(vec![0, 1, 2, 3])),
+            ("0-1,4,6-7", Some(vec![0, 1, 4, 6, 7])),
+            ("", None),
+            ("\n", None),
+            ("3-1", None),
+            ("0-", None),
+            ("0-4095", Some((0..4096).collect())),
+            ("0-4096", None),
+            ("0-4294967295", None),
+            ("x", None),
+        ] {
+            assert_eq!(parse_cpu_list(text), cpus, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_cpus() {
+        let cpus = cpus().unwrap();
+        assert!(!cpus.online.is_empty() && cpus.possible >= cpus.online.len());
+        assert!(cpus.unstoppable.iter().all(|cpu| cpus.online.contains(cpu)));
+        assert_eq!(cpus_online(), Some(cpus.online.len()));
     }
 
     #[test]

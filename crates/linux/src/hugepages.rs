@@ -52,6 +52,15 @@ fn size_of_directory(name: &str) -> Option<u64> {
     size_bytes.is_power_of_two().then_some(size_bytes)
 }
 
+/// Whether this process may make the pool of pages of `page_size_bytes` larger or smaller; nothing is written.
+///
+/// # Errors
+/// [`Error::NoHugePages`] if there is none; why not, if it may not.
+pub fn check_growable(page_size_bytes: u64) -> Result<(), Error> {
+    let pool = Pool::of_size(page_size_bytes)?;
+    crate::facts::check_writable(&pool.directory.join("nr_hugepages"))
+}
+
 /// Asks the kernel to move movable pages together, so that longer pieces of memory become free; returns when
 /// it has done so. Says whether the kernel has that (CONFIG_COMPACTION) and did it.
 ///

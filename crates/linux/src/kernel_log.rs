@@ -1,4 +1,5 @@
-//! The kernel log, read for one thing: when PID 1 was started.
+//! The kernel log, read for what the kernel says nowhere else: when PID 1 was started, and what it found at
+//! boot ([`has_line`]).
 //!
 //! The kernel says `Run /init as init process` when it starts it. Its records carry microseconds of
 //! the scheduler's clock, which is the counter that the relocator reads, from another start. Writing
@@ -47,8 +48,11 @@ pub fn is_init_line(text: &str) -> bool {
     text.starts_with(INIT_LINE.0) && text.ends_with(INIT_LINE.1)
 }
 
-/// Calls `see` with every record there is.
-fn each(mut see: impl FnMut(Record)) -> Result<(), Error> {
+/// Calls `see` with every record there is. Takes nothing out of the log.
+///
+/// # Errors
+/// If the log cannot be read: without CAP_SYSLOG where `kernel.dmesg_restrict` is set.
+pub fn each(mut see: impl FnMut(Record)) -> Result<(), Error> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let log = rustix::fs::open(PATH, flags, Mode::empty())
         .map_err(|error| Error::file("cannot open", PATH, error))?;
@@ -67,6 +71,16 @@ fn each(mut see: impl FnMut(Record)) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether the kernel log, as far as it still reaches, has a line that contains `text`.
+///
+/// # Errors
+/// If the log cannot be read: without CAP_SYSLOG where `kernel.dmesg_restrict` is set.
+pub fn has_line(text: &str) -> Result<bool, Error> {
+    let mut found = false;
+    each(|record| found |= record.text.contains(text))?;
+    Ok(found)
 }
 
 /// The counter's value when the running kernel started PID 1; `frequency_hz` is the counter's.

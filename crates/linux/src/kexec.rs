@@ -110,8 +110,8 @@ struct KernelSegment {
 
 /// One call; the kernel's answer as it is.
 fn call(entry: u64, segments: &[KernelSegment], flags: libc::c_ulong) -> Result<(), Errno> {
-    // SAFETY: `segments` outlives the call and each buffer in it is a live slice (`load`); the kernel
-    // copies and keeps no pointer. `flags` never has KEXEC_ON_CRASH, so no running memory is written.
+    // SAFETY: `segments` outlives the call and each buffer in it is a live slice (`load`), or an address that
+    // the kernel refuses to read (`try_prepare`); the kernel copies and keeps no pointer. `flags` never has KEXEC_ON_CRASH, so no running memory is written.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_kexec_load,
@@ -147,6 +147,20 @@ pub fn lockdown() -> Option<String> {
     Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 
+/// Whether the sysctl `kernel.kexec_load_disabled` is set; it stays so until the next boot. `None` if there is
+/// none, or it cannot be read.
+#[must_use]
+pub fn is_disabled() -> Option<bool> {
+    number("/proc/sys/kernel/kexec_load_disabled").map(|value| value != 0)
+}
+
+/// How many more calls the sysctl `kernel.kexec_load_limit_reboot` allows, which can only be made fewer until
+/// the next boot: loads and unloads count alike. `None` if there is no limit, or no such sysctl (before 6.3).
+#[must_use]
+pub fn calls_left() -> Option<u64> {
+    number("/proc/sys/kernel/kexec_load_limit_reboot").and_then(|left| u64::try_from(left).ok())
+}
+
 /// Says why the kernel answered `EPERM` to `call`; the kernel itself does not.
 fn why_not_permitted(call: &'static str) -> Error {
     let is_file = call == FILE_LOAD;
@@ -172,10 +186,10 @@ fn why_not_permitted(call: &'static str) -> Error {
             "not from a user namespace, as in a container: it has to be the initial one".into(),
         );
     }
-    if number("/proc/sys/kernel/kexec_load_disabled") == Some(1) {
+    if is_disabled() == Some(true) {
         return refused("the sysctl kernel.kexec_load_disabled is 1, until the next boot".into());
     }
-    if number("/proc/sys/kernel/kexec_load_limit_reboot") == Some(0) {
+    if calls_left() == Some(0) {
         return refused(
             "the sysctl kernel.kexec_load_limit_reboot is used up, until the next boot".into(),
         );
@@ -240,14 +254,76 @@ pub fn probe() -> Result<(), Error> {
     if cfg!(not(target_arch = "aarch64")) {
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
-    match number("/proc/sys/kernel/kexec_load_limit_reboot") {
+    match calls_left() {
         Some(0) => return Err(why_not_permitted(LOAD)),
-        Some(limit) if limit > 0 => return Ok(()),
-        _ => {}
+        Some(_) => return Ok(()),
+        None => {}
     }
     match call(0, &[], KEXEC_ARCH_386) {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
         Err(errno) => Err(explain(errno, LOAD.into())),
+    }
+}
+
+/// What the kernel says of the machine, when it is asked to get ready for a hand-over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preparation {
+    /// Nothing speaks against it.
+    Ready,
+    /// `EBUSY`: it cannot stop its CPUs, protected KVM is on, or somebody else is loading just now.
+    Busy,
+}
+
+/// How often `EBUSY` is asked about once more, and after how long: a load by somebody else may be short.
+const BUSY_RETRIES: u32 = 2;
+const BUSY_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Whether the kernel could hand over, as far as a load can tell, without loading or unloading anything.
+///
+/// The kernel first takes its lock, then asks the architecture (`machine_kexec_prepare`, which on arm64 refuses
+/// where CPUs cannot be stopped), and only then reads a segment's bytes. So a load whose one segment has bytes
+/// that cannot be read ends with `EFAULT` if all before that went well, and the kernel frees the few pages that
+/// it took; what is loaded stays. The copy of the translation tables comes later still
+/// (`machine_kexec_post_load`), so its cost and its bugs are not met.
+///
+/// The kernel's lock is held for that moment, and another program's load at the very same time is told
+/// `EBUSY`: callers hold the lock that every kleap takes. `EBUSY` leaves a line in the kernel log. `None` where
+/// [`calls_left`] counts: the call would use one up.
+///
+/// # Errors
+/// What else the kernel answered, explained as for [`load`].
+pub fn try_prepare() -> Result<Option<Preparation>, Error> {
+    if cfg!(not(target_arch = "aarch64")) {
+        return Err(Error::Architecture(std::env::consts::ARCH));
+    }
+    if calls_left().is_some() {
+        return Ok(None);
+    }
+    let page = rustix::param::page_size();
+    let unreadable = KernelSegment {
+        // The last page of the address space: the kernel's, never a program's.
+        buffer: std::ptr::without_provenance(usize::MAX - page + 1),
+        buffer_size_bytes: page,
+        memory: std::ptr::null(),
+        memory_size_bytes: page,
+    };
+    let mut tries = 0;
+    loop {
+        match call(0, std::slice::from_ref(&unreadable), KEXEC_ARCH_AARCH64) {
+            Err(Errno::FAULT) => return Ok(Some(Preparation::Ready)),
+            Err(Errno::BUSY) if tries < BUSY_RETRIES => {
+                tries += 1;
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            Err(Errno::BUSY) => return Ok(Some(Preparation::Busy)),
+            Ok(()) => {
+                return Err(Error::content(
+                    "kexec_load",
+                    "took a segment whose bytes it cannot have read",
+                ));
+            }
+            Err(errno) => return Err(explain(errno, "kexec_load(an unreadable segment)".into())),
+        }
     }
 }
 

@@ -23,14 +23,11 @@ const WORDS: usize = (NODES_MAX / u64::BITS) as usize;
 /// The kernel takes one off the number of bits that it is told.
 const MASK_BITS: libc::c_ulong = NODES_MAX as libc::c_ulong + 1;
 
-/// The NUMA node of the CPU on which the kernel will jump: the one in `/sys/kernel/reboot/cpu`, CPU 0 where
-/// there is no such file (before 5.11). `None` without NUMA.
+/// The NUMA node of the CPU on which the kernel will jump: see [`crate::facts::reboot_cpu`]. `None`
+/// without NUMA.
 #[must_use]
 pub fn boot_cpu_node() -> Option<u32> {
-    let cpu = std::fs::read_to_string("/sys/kernel/reboot/cpu")
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-        .unwrap_or(0);
+    let cpu = crate::facts::reboot_cpu();
     node_in(&Path::new("/sys/devices/system/cpu").join(format!("cpu{cpu}")))
 }
 
