@@ -15,6 +15,7 @@ Exit codes:
   6  not enough memory (for the payload, or for kexec_load's own tables), or not in one piece
   7  nothing is loaded; for report: this kernel was not started by kleap
   8  what was loaded is no longer what it was: load again
+check has codes of its own: 0 ready, 1 limited, 2 cannot (kleap check --help)
 
 On every code but 0 what was loaded before still is, and nothing else has changed. (If exec gets as
 far as reboot(2) and that refuses, a kernel that another program had loaded for kexec is gone.)";

@@ -10,6 +10,7 @@
 //! `exec` was asked for. `load --early` calls it all the same, and so must `load --strategy kernel`.
 #![forbid(unsafe_code)]
 
+mod check;
 mod cpu;
 mod error;
 mod exec;
@@ -31,6 +32,13 @@ use kleap_plan::Strategy;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// Shown by `kleap check --help`; the man page has the same table.
+const CHECK_EXIT_CODES_HELP: &str = "\
+Exit codes of check:
+  0  ready: everything is as it should be
+  1  limited: a hand-over is possible, with a limit or a risk, or something cannot be known
+  2  cannot: no hand-over is possible, or not by this process; also wrong usage, or no answer could be written";
+
 /// Hands an arm64 machine from one Linux kernel to the next.
 #[derive(Debug, Parser)]
 #[command(name = "kleap", version, after_help = error::EXIT_CODES_HELP)]
@@ -41,6 +49,9 @@ struct Command {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Say whether this machine can hand over, what speaks against it and what to do; changes nothing
+    #[command(after_help = CHECK_EXIT_CODES_HELP)]
+    Check(Format),
     /// Place a kernel in memory, ready to go; replaces what was loaded before
     Load(LoadArguments),
     /// Go: write dirty data out, stop this kernel, enter the loaded one. Services are not stopped
@@ -126,21 +137,23 @@ struct Format {
     json: bool,
 }
 
-fn run(action: Action) -> Result<(), Failure> {
+fn run(action: Action) -> Result<ExitCode, Failure> {
     match action {
-        Action::Load(arguments) => load::load(&arguments),
-        Action::Exec(arguments) => exec::exec(&arguments),
-        Action::Status(format) => status::status(format.json),
-        Action::Unload => load::unload(),
-        Action::Report(format) => report::report(format.json),
-        Action::Hold { files } => hold::hold(&files),
+        Action::Check(format) => return Ok(ExitCode::from(check::check(format.json))),
+        Action::Load(arguments) => load::load(&arguments)?,
+        Action::Exec(arguments) => exec::exec(&arguments)?,
+        Action::Status(format) => status::status(format.json)?,
+        Action::Unload => load::unload()?,
+        Action::Report(format) => report::report(format.json)?,
+        Action::Hold { files } => hold::hold(&files)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
     let command = Command::parse();
     match run(command.action) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             output::warn(&failure.to_string());
             if let Some(hint) = failure.hint() {

@@ -36,7 +36,7 @@ use std::collections::BTreeSet;
 /// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
 pub(crate) const STAGE_BYTES: u64 = stage::ROOM_FIRST_BYTES;
 /// The size that is taken first, bytes: the smallest that every granule has, and the alignment of an Image.
-const FIRST_SIZE_BYTES: u64 = BASE_ALIGNMENT_BYTES;
+pub(crate) const FIRST_SIZE_BYTES: u64 = BASE_ALIGNMENT_BYTES;
 /// How far the search for runs goes into memory that is in use as a cache, where there is moving to fall back
 /// to: at most this many times what is needed. Memory that nobody uses is searched to its end.
 const FACTOR_AUTO: u64 = 3;
@@ -540,6 +540,14 @@ impl Supply for PoolOf<'_, '_> {
 fn available_bytes(memory: &facts::MemoryInfo) -> u64 {
     let margin_bytes = MARGIN_BYTES.min(memory.total_bytes / MARGIN_PART);
     memory.available_bytes.saturating_sub(margin_bytes)
+}
+
+/// What a payload may take at all, bytes.
+///
+/// # Errors
+/// If the kernel does not say how much memory there is.
+pub(crate) fn payload_room() -> Result<u64, Failure> {
+    Ok(available_bytes(&facts::memory()?))
 }
 
 /// Refuses to take more memory than is to be had, of pages that cannot come from CMA.

@@ -63,25 +63,30 @@ struct Counter {
     init_started: Option<u64>,
 }
 
-/// The record, from where every kernel shows it; a kernel that uses ACPI has no `/proc/device-tree`, but
-/// keeps the tree that it was given.
-fn read() -> Result<Timeline, Failure> {
+/// The record's bytes, from where every kernel shows it, if there is one; a kernel that uses ACPI has no
+/// `/proc/device-tree`, but keeps the tree that it was given.
+pub(crate) fn record() -> Result<Option<Vec<u8>>, Failure> {
     let path = PathBuf::from("/proc/device-tree/chosen").join(PROPERTY);
-    let bytes = if path.exists() {
-        Some(facts::read_limited(&path, 1 << 16)?)
-    } else {
-        machine::device_tree()?
-            .property("/chosen", PROPERTY)
-            .map(<[u8]>::to_vec)
-    };
-    let bytes =
-        bytes.ok_or_else(|| Failure::NoReport("this kernel was not started by kleap".into()))?;
+    if path.exists() {
+        return Ok(Some(facts::read_limited(&path, 1 << 16)?));
+    }
+    if path.parent().is_some_and(std::path::Path::exists) {
+        return Ok(None);
+    }
+    Ok(machine::device_tree()?
+        .property("/chosen", PROPERTY)
+        .map(<[u8]>::to_vec))
+}
+
+fn read() -> Result<Timeline, Failure> {
+    let bytes = record()?
+        .ok_or_else(|| Failure::NoReport("this kernel was not started by kleap".into()))?;
     Timeline::decode(&bytes).map_err(|error| Failure::NoReport(error.to_string()))
 }
 
 /// Seconds between two counter values; `None` if one of them is 0, which stands for "not known", if they are
 /// in the wrong order, or if the frequency is 0.
-fn seconds(from: u64, to: u64, frequency_hz: u64) -> Option<f64> {
+pub(crate) fn seconds(from: u64, to: u64, frequency_hz: u64) -> Option<f64> {
     (frequency_hz != 0 && from != 0 && to != 0).then_some(())?;
     Some(to.checked_sub(from)? as f64 / frequency_hz as f64)
 }
