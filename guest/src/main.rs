@@ -20,9 +20,11 @@ mod kcore;
 mod kexec_cost;
 mod migrate;
 mod seeded;
+mod snapshot;
 mod time;
 mod traces;
 mod trials;
+mod without_capability;
 mod without_syscall;
 
 use std::env;
@@ -47,6 +49,7 @@ fn run() -> Result<()> {
             let path = env::args().nth(2).context("no file to write to")?;
             initrd::copy_to(path.as_ref())
         }
+        Some("snapshot") => snapshot::print(),
         Some("hugepages") => hugepages::print(),
         // What systemd-shutdown does, and `kexec -e`: nobody asks kleap.
         Some("reboot-kexec") => {
@@ -57,15 +60,17 @@ fn run() -> Result<()> {
         Some("measure-kexec-cost") => kexec_cost::measure(),
         Some("time") => time::run(env::args().skip(2)),
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
+        Some("without-capability") => without_capability::run(env::args().skip(2)),
         Some("fragment") => fragment::run(env::args().skip(2)),
         Some("fragment-trials") => trials::fragmentation(env::args().skip(2)),
         Some("kill-trials") => trials::kills(env::args().skip(2)),
         Some("race-trials") => trials::races(env::args().skip(2)),
         Some("migrate") => migrate::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|reboot-kexec|kexec-cost|\
+            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|snapshot|reboot-kexec|kexec-cost|\
              measure-kexec-cost|time NAME COMMAND...|\
              without-syscall NAME ERROR COMMAND...|\
+             without-capability NAME COMMAND...|\
              fragment KIND FILL_PERCENT SEED COMMAND...|\
              fragment-trials SEED COUNT FIRST LOAD_ARGUMENTS...|\
              kill-trials SEED COUNT LOAD_ARGUMENTS...|\

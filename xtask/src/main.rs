@@ -5,6 +5,7 @@ mod apt;
 mod bench;
 mod build;
 mod chain;
+mod check;
 mod cpio;
 mod demo;
 mod e2e;

@@ -40,15 +40,31 @@ const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 /// How often QEMU is asked whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The machine that QEMU emulates.
+#[derive(Debug, Clone)]
+pub(crate) enum Board {
+    /// `virt`: PSCI, a GICv3, and a device tree of QEMU's own.
+    Virt {
+        /// `-cpu`.
+        cpu: String,
+        /// Whether the machine has EL2.
+        virtualization: bool,
+        /// Whether the interrupt controller has an ITS.
+        its: bool,
+    },
+    /// `raspi3b`: four Cortex-A53 that wait in a spin-table, no PSCI, no GIC; 1 GiB of memory, which is the
+    /// only size that QEMU takes.
+    Raspi3b {
+        /// The device tree that comes with the kernel.
+        device_tree: PathBuf,
+    },
+}
+
 /// What is started.
 #[derive(Debug, Clone)]
 pub(crate) struct Description {
-    /// `-cpu`.
-    pub(crate) cpu: String,
-    /// Whether the machine has EL2.
-    pub(crate) virtualization: bool,
-    /// Whether the interrupt controller has an ITS.
-    pub(crate) its: bool,
+    /// Which machine.
+    pub(crate) board: Board,
     /// How many CPUs.
     pub(crate) cpus: u32,
     /// How much memory.
@@ -337,15 +353,29 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
         words.push(option.to_owned());
         words.push(value);
     };
-    add(
-        "-M",
-        format!(
-            "virt,gic-version=3,virtualization={},its={}",
-            on_off(description.virtualization),
-            on_off(description.its)
-        ),
-    );
-    add("-cpu", description.cpu.clone());
+    match &description.board {
+        Board::Virt {
+            cpu,
+            virtualization,
+            its,
+        } => {
+            add(
+                "-M",
+                format!(
+                    "virt,gic-version=3,virtualization={},its={}",
+                    on_off(*virtualization),
+                    on_off(*its)
+                ),
+            );
+            add("-cpu", cpu.clone());
+        }
+        Board::Raspi3b { device_tree } => {
+            add("-M", "raspi3b".to_owned());
+            add("-dtb", device_tree.display().to_string());
+            // Its first UART, the PL011, belongs to the Bluetooth chip; the console is the second.
+            add("-serial", "null".to_owned());
+        }
+    }
     add("-smp", description.cpus.to_string());
     add(
         "-m",

@@ -28,6 +28,9 @@ const USUAL_CPUS: u32 = 4;
 const COMMON_WORDS: &str = "console=ttyAMA0 panic=1 oops=panic rdinit=/init nowatchdog \
                             rcupdate.rcu_cpu_stall_suppress=1";
 
+/// What `raspi3b` has in their place.
+const RASPI3B_WORDS: &str = "console=ttyS1,115200";
+
 /// The script's line at which the debugger comes in, and the time it has for that.
 pub(crate) const WITNESS_LINE: &str = "witness";
 const WITNESS_PAUSE: &str = "say witness\nsleep 5\n";
@@ -88,6 +91,15 @@ const NVHE_N1: Kind = Kind {
     virtualization: true,
     kernel_words: "kvm-arm.mode=nvhe",
 };
+
+/// The machine that QEMU emulates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Board {
+    /// `virt`, with the CPU and the exception levels of its [`Kind`].
+    Virt,
+    /// `raspi3b`: CPUs in a spin-table, no PSCI, no GIC. It cannot power itself off.
+    Raspi3b,
+}
 
 /// What starts the first kernel, and tells it what machine this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +180,8 @@ const KEXEC_COST: &str = include_str!("../guest-scripts/kexec-cost.sh");
 pub(crate) enum End {
     /// A kernel says `verdict=ok` with the run's token and powers off.
     Verdict,
+    /// As [`End::Verdict`]; and each `kleap check --json` that the script ran said this.
+    Checks(Vec<crate::check::Expected>),
     /// Every kernel of a chain says what it found; then as [`End::Verdict`].
     Chain {
         /// How many hand-overs.
@@ -197,6 +211,8 @@ pub(crate) struct Row {
     pub(crate) name: String,
     /// The machine.
     pub(crate) kind: Kind,
+    /// Whether it is QEMU's `virt`.
+    pub(crate) board: Board,
     /// What starts the first kernel.
     pub(crate) firmware: Firmware,
     /// How many CPUs.
@@ -252,6 +268,7 @@ impl Row {
         let row = Self {
             name: String::new(),
             kind,
+            board: Board::Virt,
             firmware: Firmware::DeviceTree,
             cpus: USUAL_CPUS,
             memory_mb: SMALL_MEMORY_MB,
@@ -379,6 +396,11 @@ impl Row {
     /// The first kernel's command line.
     pub(crate) fn first_command_line(&self, token: &str) -> String {
         join_words(&[
+            match self.board {
+                Board::Virt => "",
+                // The last console is the one that /dev/console is.
+                Board::Raspi3b => RASPI3B_WORDS,
+            },
             COMMON_WORDS,
             self.kind.kernel_words,
             self.first_words,
@@ -804,6 +826,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(no_initrd());
     rows.extend(lpis());
     rows.extend(chain());
+    rows.extend(crate::check::rows());
     rows.extend(crate::stress::rows());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());

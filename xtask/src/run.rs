@@ -13,14 +13,17 @@ use serde_json::Value;
 use crate::bench::kexec_tools::KexecTools;
 use crate::build;
 use crate::chain;
+use crate::check;
 use crate::initramfs::{self, Base, Payload};
 use crate::lab::Lab;
-use crate::qemu::{Description, Line, Machine};
-use crate::rows::{End, Firmware, Row, Script, WITNESS_LINE};
+use crate::qemu::{self, Description, Line, Machine};
+use crate::rows::{Board, End, Firmware, Row, Script, WITNESS_LINE};
 use crate::setup;
 use crate::toolchain::{self, QemuSystem, Rust};
 use crate::witness;
 
+/// The tree of the board that `raspi3b` is.
+const RASPI3B_TREE: &str = "bcm2837-rpi-3-b.dtb";
 /// Until the first kernel's script runs, with a large initramfs on a busy machine.
 const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
 /// From there to the verdict: load, hand-over, boot, digest.
@@ -40,6 +43,8 @@ pub(crate) struct Assets {
     base: Base,
     fault_base: Option<Base>,
     firmware: Option<PathBuf>,
+    /// By kernel.
+    raspi3b_trees: BTreeMap<&'static str, PathBuf>,
     kexec_tools: Option<KexecTools>,
     /// By kernel and name.
     modules: BTreeMap<(&'static str, &'static str), Vec<u8>>,
@@ -63,6 +68,11 @@ impl Assets {
                     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 modules.insert((row.first, name), content);
             }
+        }
+        let mut raspi3b_trees = BTreeMap::new();
+        for row in rows.iter().filter(|row| row.board == Board::Raspi3b) {
+            let tree = setup::device_tree(lab, row.first, RASPI3B_TREE)?;
+            raspi3b_trees.insert(row.first, tree);
         }
         let qemu = toolchain::qemu_system(lab)?;
         let firmware = if rows.iter().any(|row| row.firmware == Firmware::Efi) {
@@ -92,6 +102,7 @@ impl Assets {
             base,
             fault_base,
             firmware,
+            raspi3b_trees,
             kexec_tools,
             modules,
         })
@@ -178,9 +189,20 @@ fn try_row(
     let _guard = RemovedFile(initrd.clone());
     let command_line = write_initramfs(&initrd, assets, base, row, &token)?;
     let description = Description {
-        cpu: row.kind.cpu.to_owned(),
-        virtualization: row.kind.virtualization,
-        its: row.its,
+        board: match row.board {
+            Board::Virt => qemu::Board::Virt {
+                cpu: row.kind.cpu.to_owned(),
+                virtualization: row.kind.virtualization,
+                its: row.its,
+            },
+            Board::Raspi3b => qemu::Board::Raspi3b {
+                device_tree: assets
+                    .raspi3b_trees
+                    .get(row.first)
+                    .context("the device tree of raspi3b was not prepared")?
+                    .clone(),
+            },
+        },
         cpus: row.cpus,
         memory_mb: row.memory_mb,
         firmware: match row.firmware {
@@ -296,6 +318,15 @@ fn watch(
     let verdict_deadline_ms = row.verdict_deadline_ms.unwrap_or(VERDICT_DEADLINE_MS);
     match &row.end {
         End::Verdict => wait_for_ok(machine, token, verdict_deadline_ms, on_line)?,
+        End::Checks(expected) => {
+            if row.board == Board::Raspi3b {
+                let verdict = wait_for_word(machine, token, verdict_deadline_ms, on_line)?;
+                ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
+            } else {
+                wait_for_ok(machine, token, verdict_deadline_ms, on_line)?;
+            }
+            *note = Some(check::judge(machine.history(), expected)?);
+        }
         End::Complaint { text } => {
             let verdict = wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?;
             ensure!(
@@ -382,15 +413,15 @@ fn wait_for_ok(
     Ok(())
 }
 
-/// The verdict, after which the machine has powered off.
-fn wait_for_verdict(
+/// The verdict; what becomes of the machine after it is not looked at.
+fn wait_for_word(
     machine: &mut Machine,
     token: &str,
     deadline_ms: u64,
     on_line: &mut dyn FnMut(&Line),
 ) -> Result<String> {
     let verdict_start = format!("token={token} verdict=");
-    let verdict = loop {
+    loop {
         let wish = machine.wait_for("the verdict", deadline_ms, &mut *on_line, |line| {
             let verdict = lab_value(line, &verdict_start).map(str::to_owned);
             let command = lab_value(line, "monitor ").map(str::to_owned);
@@ -399,7 +430,7 @@ fn wait_for_verdict(
                 .or_else(|| command.map(Wish::Monitor))
         })?;
         match wish {
-            Wish::Verdict(verdict) => break verdict,
+            Wish::Verdict(verdict) => return Ok(verdict),
             Wish::Monitor(command) => {
                 let answer = machine.qmp().monitor(&command)?;
                 ensure!(
@@ -409,7 +440,17 @@ fn wait_for_verdict(
                 );
             }
         }
-    };
+    }
+}
+
+/// The verdict, after which the machine has powered off.
+fn wait_for_verdict(
+    machine: &mut Machine,
+    token: &str,
+    deadline_ms: u64,
+    on_line: &mut dyn FnMut(&Line),
+) -> Result<String> {
+    let verdict = wait_for_word(machine, token, deadline_ms, on_line)?;
     let end = machine.wait_for_end(END_DEADLINE_MS, &mut *on_line)?;
     ensure!(
         end == "guest-shutdown",

@@ -178,15 +178,29 @@ fn fetch_kernel(lab: &Lab, source: &KernelSource, directory: &Path) -> Result<St
 
 /// A module of a kernel, as it is in the kernel's package, which must be the same version.
 pub(crate) fn module(lab: &Lab, name: &str, module: &str) -> Result<PathBuf> {
+    file_of_kernel(
+        lab,
+        name,
+        &format!("modules/{module}"),
+        &format!("{module}.ko"),
+    )
+}
+
+/// A device tree that comes with a kernel, by the name of its file.
+pub(crate) fn device_tree(lab: &Lab, name: &str, file_name: &str) -> Result<PathBuf> {
+    file_of_kernel(lab, name, &format!("dtbs/{file_name}"), file_name)
+}
+
+/// The file of a kernel's package whose name starts with `file_name`, kept in `part` of the kernel's directory.
+fn file_of_kernel(lab: &Lab, name: &str, part: &str, file_name: &str) -> Result<PathBuf> {
     let kernel = kernel(lab, name)?;
-    let directory = lab.directory(&format!("kernels/{name}/modules/{module}"))?;
-    let file_name = format!("{module}.ko");
+    let directory = lab.directory(&format!("kernels/{name}/{part}"))?;
     if let Some(_exclusive) = to_be_made(lab, &directory)? {
         let source = source(name)?;
         let apt = Apt::open(lab, source.release, "arm64")?;
         apt.update(false)?;
-        let version = fetch_kernel_once(&apt, source, &directory, &[(&file_name, &file_name)])
-            .with_context(|| format!("cannot get the module {module} of the kernel {name}"))?;
+        let version = fetch_kernel_once(&apt, source, &directory, &[(file_name, file_name)])
+            .with_context(|| format!("cannot get {file_name} of the kernel {name}"))?;
         if version != kernel.version {
             bail!(
                 "the archive has {name} {version} now, the lab {}: remove {} and run set-up again",
