@@ -706,6 +706,8 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
         _ => cost.check_crash()?,
     }
     let store = Store::open()?;
+    // With the lock, so that no other kleap is loading.
+    kexec::check_prepared()?;
     let loaded = match strategy {
         Strategy::Kernel => load_by_kernel(payload, &store),
         _ => load_owned(payload, &store),

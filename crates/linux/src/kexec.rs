@@ -327,6 +327,17 @@ pub fn try_prepare() -> Result<Option<Preparation>, Error> {
     }
 }
 
+/// Refuses where [`try_prepare`] says that the kernel could not hand over.
+///
+/// # Errors
+/// [`Error::Refused`] for that; else as [`try_prepare`].
+pub fn check_prepared() -> Result<(), Error> {
+    match try_prepare()? {
+        Some(Preparation::Busy) => Err(Error::Refused(BUSY.into())),
+        Some(Preparation::Ready) | None => Ok(()),
+    }
+}
+
 /// Loads segments, at most [`SEGMENTS_MAX`] in any order: the kernel copies their bytes now, and puts them in
 /// place when it jumps to `entry`.
 ///
