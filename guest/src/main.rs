@@ -49,6 +49,7 @@ fn run() -> Result<()> {
             let path = env::args().nth(2).context("no file to write to")?;
             initrd::copy_to(path.as_ref())
         }
+        Some("lock") => hold_lock(),
         Some("snapshot") => snapshot::print(),
         Some("hugepages") => hugepages::print(),
         // What systemd-shutdown does, and `kexec -e`: nobody asks kleap.
@@ -67,7 +68,7 @@ fn run() -> Result<()> {
         Some("race-trials") => trials::races(env::args().skip(2)),
         Some("migrate") => migrate::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|snapshot|reboot-kexec|kexec-cost|\
+            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|lock|snapshot|reboot-kexec|kexec-cost|\
              measure-kexec-cost|time NAME COMMAND...|\
              without-syscall NAME ERROR COMMAND...|\
              without-capability NAME COMMAND...|\
@@ -77,5 +78,13 @@ fn run() -> Result<()> {
              race-trials SEED COUNT RIVALS IMAGE INITRD COMMAND_LINE|\
              migrate move-pages|soft-offline COUNT|addresses"
         ),
+    }
+}
+
+/// `lock`: takes the lock that every kleap takes, and keeps it until it is killed.
+fn hold_lock() -> Result<()> {
+    let _lock = kleap_linux::facts::lock(|_| {})?;
+    loop {
+        std::thread::park();
     }
 }

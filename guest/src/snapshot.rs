@@ -16,6 +16,7 @@ const COUNTING: &[&str] = &[
     "/proc/sys/kernel/random/",
     "/proc/sys/kernel/ns_last_pid",
     "/proc/sys/kernel/pty/nr",
+    "/proc/sys/kernel/sched_domain/",
     "/proc/sys/fs/dentry-state",
     "/proc/sys/fs/file-nr",
     "/proc/sys/fs/inode-",

@@ -22,6 +22,9 @@ expect 2 'required' -- kleap load
 expect 2 'cannot be used with' -- kleap load $image --command-line a --reuse-cmdline
 expect 2 'invalid value' -- kleap load $image --strategy sideways
 
+expect 2 'required' -- kleap hold
+expect 2 'unexpected' -- kleap check --no-such-option
+
 say "nothing loaded"
 expect 7 'nothing is loaded' -- kleap exec
 expect 7 'not started by kleap' -- kleap report
@@ -36,6 +39,30 @@ expect 5 'CAP_SYS_BOOT' -- su -s /bin/sh -c "kleap exec" nobody
 say "a kernel without kexec"
 expect 4 'CONFIG_KEXEC' -- kleap-guest without-syscall kexec_load ENOSYS kleap load $image
 expect 5 'CAP_SYS_BOOT|not permitted|lockdown' -- kleap-guest without-syscall kexec_load EPERM kleap load $image
+
+say "limits of this process"
+limited() {
+    sh -c "ulimit $1; shift; exec kleap load $image"
+}
+expect 1 'too many open files' -- limited '-n 3'
+expect 6 'ulimit -v' -- limited '-v 52000'
+
+say "somebody else has the lock"
+kleap-guest lock &
+locker=$!
+sleep 1
+kill -STOP $locker
+kleap load $image --command-line x >/run/output 2>&1 &
+waiter=$!
+for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+    grep -q waiting /run/output || sleep 1
+done
+cat /run/output
+grep -q "waiting for process $locker (kleap-guest, stopped)" /run/output ||
+    finish fail "a load that waits says: $(cat /run/output)"
+kill -KILL $locker
+wait $waiter || finish fail "a load that had waited failed: $(cat /run/output)"
+must kleap unload
 
 say "files that are no kernel"
 expect 3 'no such file' -- kleap load /no/such/file
@@ -161,6 +188,10 @@ must kleap unload
 [ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
 must kleap load $image --command-line x
 rm /dev/kleap/pages-2048/*
+kleap status >/run/output
+cat /run/output
+grep -q 'the payload is gone' /run/output || finish fail "status does not say that the payload is gone"
+grep -qE 'held|pinned' /run/output && finish fail "status speaks of pages that are gone"
 run kleap exec
 [ $code = 8 ] || finish fail "exec without a payload ended with $code"
 echo 7 >/dev/kleap/state.json

@@ -32,6 +32,18 @@ struct Check<'a> {
     findings: &'a [Finding],
 }
 
+impl<'a> Check<'a> {
+    fn new(kernel: &'a str, findings: &'a [Finding]) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            kleap_version: env!("CARGO_PKG_VERSION"),
+            kernel,
+            verdict: Overall::of(findings),
+            findings,
+        }
+    }
+}
+
 fn table(check: &Check<'_>) -> String {
     let mut text = String::new();
     // The same advice for many findings is given once.
@@ -68,13 +80,7 @@ fn table(check: &Check<'_>) -> String {
 pub(crate) fn check(json: bool) -> u8 {
     let facts = Facts::gather();
     let findings = judge::judge(&facts);
-    let check = Check {
-        schema_version: SCHEMA_VERSION,
-        kleap_version: env!("CARGO_PKG_VERSION"),
-        kernel: &facts.release,
-        verdict: Overall::of(&findings),
-        findings: &findings,
-    };
+    let check = Check::new(&facts.release, &findings);
     let text = if json {
         serde_json::to_string_pretty(&check).map(|text| format!("{text}\n"))
     } else {

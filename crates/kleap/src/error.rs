@@ -101,7 +101,7 @@ impl Failure {
             {
                 5
             }
-            Self::Linux(Linux::HugePages { .. } | Linux::KernelMemory)
+            Self::Linux(Linux::HugePages { .. } | Linux::Limited { .. } | Linux::KernelMemory)
             | Self::Layout(_)
             | Self::Memory { .. } => 6,
             Self::Stage(StageError::TooLarge { .. } | StageError::TooManyMoves(_)) => 6,

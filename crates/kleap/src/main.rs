@@ -66,6 +66,7 @@ enum Action {
     #[command(hide = true)]
     Hold {
         /// What to hold
+        #[arg(required = true)]
         files: Vec<String>,
     },
 }

@@ -182,16 +182,17 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         );
     }
     line!(text);
-    for held in loaded.huge_pages.iter().filter(|held| held.pages > 0) {
+    let present = loaded.huge_pages.iter().filter(|_| loaded.payload_present);
+    for held in present.filter(|held| held.pages > 0) {
         line!(
             text,
-            "{} huge pages of {} KiB held",
-            held.pages,
+            "{} of {} KiB held",
+            units::count(held.pages as u64, "huge page"),
             held.page_size_bytes >> 10
         );
     }
     match loaded.pinned_by {
-        _ if loaded.strategy == Strategy::Kernel => {}
+        _ if loaded.strategy == Strategy::Kernel || !loaded.payload_present => {}
         Some(method) => line!(text, "pinned by {method}: the kernel cannot move them"),
         None => line!(
             text,

@@ -16,8 +16,8 @@
 //! interrupted load left behind: the next command that changes something removes it.
 
 use crate::error::Failure;
-use crate::output;
 use crate::payload::{FileNote, Files, Loaded, used_pages};
+use crate::{output, units};
 use kleap_linux::holder;
 use kleap_linux::hugepages::{self, PageFile, Pool};
 use kleap_plan::Owned;
@@ -196,7 +196,13 @@ impl Store {
 
     fn lock() -> Result<Self, Failure> {
         let store = Self {
-            _lock: kleap_linux::facts::lock()?,
+            _lock: kleap_linux::facts::lock(|holder| {
+                let name =
+                    holder.map_or_else(|| "another kleap".to_owned(), |holder| holder.to_string());
+                output::warn(&format!(
+                    "waiting for {name}, which is changing what is loaded"
+                ));
+            })?,
         };
         if kleap_linux::facts::has_own_mounts() == Some(true) {
             return Err(Failure::Unsupported(
@@ -446,7 +452,8 @@ impl Store {
             let others = (more - added).min(pool.available()?.saturating_sub(added));
             if others > 0 {
                 output::warn(&format!(
-                    "warning: using {others} huge pages that were set aside before kleap, until unload"
+                    "warning: using {} set aside before kleap, until unload",
+                    units::count(others, "huge page")
                 ));
                 added += others;
             }

@@ -15,6 +15,12 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// A count with its noun: `1 huge page`, `2 huge pages`.
+pub(crate) fn count(count: u64, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
 /// Seconds with a unit that leaves at least one digit before the point: `12.345 ms`.
 pub(crate) fn seconds(value: f64) -> String {
     if value >= 1.0 {
@@ -43,6 +49,13 @@ mod tests {
         ] {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn nouns() {
+        assert_eq!(count(0, "huge page"), "0 huge pages");
+        assert_eq!(count(1, "huge page"), "1 huge page");
+        assert_eq!(count(2, "range"), "2 ranges");
     }
 
     #[test]

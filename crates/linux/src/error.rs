@@ -56,7 +56,7 @@ pub enum Error {
     #[error("cannot be loaded: {0}")]
     Segments(String),
     /// Not enough huge pages.
-    #[error("wanted {wanted} huge pages of {page_size_bytes} bytes, the kernel had {found}")]
+    #[error("huge pages of {page_size_bytes} bytes: {wanted} wanted, the kernel had {found}")]
     HugePages {
         /// Pages wanted, count.
         wanted: u64,
@@ -64,6 +64,21 @@ pub enum Error {
         found: u64,
         /// Size of a page, bytes.
         page_size_bytes: u64,
+    },
+    /// Huge pages are there, and this process may not have them.
+    #[error(
+        "huge pages of {page_size_bytes} bytes: {wanted} wanted, the kernel has {found}, but this process may not \
+         have them: {limit}"
+    )]
+    Limited {
+        /// Pages wanted, count.
+        wanted: u64,
+        /// Pages there are, count.
+        found: u64,
+        /// Size of a page, bytes.
+        page_size_bytes: u64,
+        /// What limits it.
+        limit: &'static str,
     },
     /// The kernel has no memory for its own part of `kexec_load(2)`.
     #[error(
@@ -126,6 +141,9 @@ impl Error {
             Self::NoKexec => Some("boot a kernel with CONFIG_KEXEC=y, or reboot the ordinary way"),
             Self::HugePages { .. } => Some(
                 "free memory (or load earlier after boot, when memory is less fragmented), or load a smaller initrd",
+            ),
+            Self::Limited { .. } => Some(
+                "run it without that limit: in a shell of root's, outside of a container or service",
             ),
             Self::KernelMemory => Some("free memory and try again"),
             Self::NoHugePages { .. } => Some("boot a kernel with CONFIG_HUGETLBFS=y"),

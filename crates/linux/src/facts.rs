@@ -16,17 +16,12 @@ const KCORE_PATH: &str = "/proc/kcore";
 /// The map of physical memory.
 pub const IOMEM_PATH: &str = "/proc/iomem";
 
-/// Whether this process has a capability in its effective set (`/proc/self/status`, `CapEff`).
+/// Whether this process has a capability in its effective set. By capget(2), which needs no file descriptor:
+/// where there is none left, the answer would be no.
 #[must_use]
 pub fn has_capability(capability: u32) -> bool {
-    let Ok(status) = std::fs::read_to_string("/proc/self/status") else {
-        return false;
-    };
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
-        .is_some_and(|set| set >> capability & 1 == 1)
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.bits() >> capability & 1 == 1)
 }
 
 /// Whether this process is in another user namespace than the initial one, whose map is the identity.
@@ -474,21 +469,83 @@ pub fn has_acpi() -> bool {
     Path::new("/sys/firmware/acpi/tables").is_dir()
 }
 
-/// Takes a lock that every kleap takes before it changes something; waits for it. Held until dropped.
+/// How long the lock is waited for in silence.
+const SILENT_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+const LOCK_POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Takes a lock that every kleap takes before it changes something; waits for it. Held until dropped. If it takes
+/// more than a second, `waiting` is told who has it, as far as that can be found out.
 ///
 /// The lock is on the device tree in sysfs, which a hand-over needs anyway: no lock file is left behind, none
 /// can be missing, and only root can open it, so nobody else can keep kleap waiting.
 ///
 /// # Errors
 /// If the file is missing, or may not be opened.
-pub fn lock() -> Result<std::os::fd::OwnedFd, Error> {
+pub fn lock(waiting: impl FnOnce(Option<LockHolder>)) -> Result<std::os::fd::OwnedFd, Error> {
     use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
     let path = DEVICE_TREE_PATH;
     let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| Error::file("cannot open", path, error))?;
+    let began = std::time::Instant::now();
+    while began.elapsed() < SILENT_WAIT {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_POLL_INTERVAL),
+            taken => {
+                taken.map_err(|error| Error::file("cannot lock", path, error))?;
+                return Ok(file);
+            }
+        }
+    }
+    let holder = rustix::fs::fstat(&file).ok().and_then(|stat| {
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        LockHolder::look(locker(&locks, stat.st_dev, stat.st_ino)?)
+    });
+    waiting(holder);
     flock(&file, FlockOperation::LockExclusive)
         .map_err(|error| Error::file("cannot lock", path, error))?;
     Ok(file)
+}
+
+/// A process that has the lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockHolder {
+    process: u32,
+    name: String,
+    is_stopped: bool,
+}
+
+impl LockHolder {
+    fn look(process: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // `number (name) state ...`; the name may have anything in it.
+        let (before, after) = stat.rsplit_once(')')?;
+        Some(Self {
+            process,
+            name: before.split_once('(')?.1.replace(char::is_control, "?"),
+            is_stopped: matches!(after.trim_start().chars().next(), Some('T' | 't')),
+        })
+    }
+}
+
+impl std::fmt::Display for LockHolder {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "process {} ({}", self.process, self.name)?;
+        formatter.write_str(if self.is_stopped { ", stopped)" } else { ")" })
+    }
+}
+
+/// The process that has the flock(2) on a file, as `/proc/locks` has it:
+/// `1: FLOCK  ADVISORY  WRITE 312 00:15:1234 0 EOF`. Lines with `->` wait for it.
+fn locker(locks: &str, device: u64, inode: u64) -> Option<u32> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [_, "FLOCK", _, _, process, found, ..] if found == file => process.parse().ok(),
+            _ => None,
+        }
+    })
 }
 
 /// The same lock, if nobody has it now; does not wait.
@@ -582,6 +639,33 @@ mod tests {
                 assert!(found.len() < file.len(), "byte {index} = {value:#x}");
             }
         }
+    }
+
+    #[test]
+    fn who_has_a_lock() {
+        let device = rustix::fs::makedev(0, 0x15);
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:15:99 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 8 00:16:99 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 312 00:15:99 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 313 00:15:99 0 EOF\n";
+        assert_eq!(locker(locks, device, 99), Some(312));
+        assert_eq!(locker(locks, device, 9), None);
+        assert_eq!(locker("", device, 99), None);
+        let this = LockHolder::look(std::process::id()).unwrap();
+        assert!(!this.is_stopped && !this.name.is_empty(), "{this}");
+    }
+
+    #[test]
+    fn this_process_has_a_lock() {
+        use rustix::fs::{FlockOperation, flock, fstat};
+        let path = format!("/dev/shm/kleap-lock-{}", std::process::id());
+        let file = std::fs::File::create(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        flock(&file, FlockOperation::LockExclusive).unwrap();
+        let stat = fstat(&file).unwrap();
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        let found = locker(&locks, stat.st_dev, stat.st_ino);
+        assert_eq!(found, Some(std::process::id()), "{locks}");
     }
 
     #[test]

@@ -289,6 +289,32 @@ pub fn unmount(directory: &Path) -> Result<(), Error> {
     })
 }
 
+/// Why there were not `wanted` pages: there are not as many, or a limit of this process is in the way. The
+/// kernel's answer is the same.
+fn shortage(wanted: u64, page_size_bytes: u64) -> Error {
+    let pool = Pool::of_size(page_size_bytes);
+    let free = |pool: Pool| pool.read("free_hugepages");
+    let found = pool.and_then(free).unwrap_or(0);
+    if found < wanted {
+        return Error::HugePages {
+            wanted,
+            found,
+            page_size_bytes,
+        };
+    }
+    let address_space = rustix::process::getrlimit(rustix::process::Resource::As);
+    Error::Limited {
+        wanted,
+        found,
+        page_size_bytes,
+        limit: if address_space.current.is_some() {
+            "its address space is limited (ulimit -v)"
+        } else {
+            "its control group limits them (hugetlb.*.max), perhaps"
+        },
+    }
+}
+
 /// A file of huge pages, mapped whole, readable and writable. Some of its pages may be holes.
 #[derive(Debug)]
 pub struct PageFile {
@@ -374,16 +400,7 @@ impl PageFile {
             )
         }
         .map_err(|source| match source {
-            rustix::io::Errno::NOMEM => {
-                let found = Pool::of_size(page_size_bytes)
-                    .and_then(|pool| pool.available())
-                    .unwrap_or(0);
-                Error::HugePages {
-                    wanted,
-                    found,
-                    page_size_bytes,
-                }
-            }
+            rustix::io::Errno::NOMEM => shortage(wanted, page_size_bytes),
             source => Error::Call {
                 call: format!("mmap({} bytes of {})", length, path.display()),
                 source,
@@ -413,11 +430,9 @@ impl PageFile {
             )
         })
         .map_err(|source| match source {
-            rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => Error::HugePages {
-                wanted: length,
-                found: 0,
-                page_size_bytes,
-            },
+            rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => {
+                shortage(length, page_size_bytes)
+            }
             source => Error::file("cannot allocate", &self.path, source),
         })
     }

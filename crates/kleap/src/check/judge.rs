@@ -267,8 +267,9 @@ fn sysctls(facts: &Facts) -> Words {
         Some(0) => Words::no("kernel.kexec_load_limit_reboot is used up until the next boot")
             .remedy(NO_MORE_UNTIL_BOOT),
         Some(left) => Words::warning(format!(
-            "kernel.kexec_load_limit_reboot allows {left} more calls of kexec_load(2) until the next boot; exec \
-             makes one, and so does every load --early and its unload"
+            "kernel.kexec_load_limit_reboot allows {} of kexec_load(2) until the next boot; exec makes one, and so does \
+             every load --early and its unload",
+            units::count(left, "more call")
         ))
         .remedy("load without --early"),
         None => Words::ok("kernel.kexec_load_disabled and kernel.kexec_load_limit_reboot forbid nothing"),
@@ -526,10 +527,10 @@ fn memory(facts: &Facts) -> Words {
         );
     }
     let mut reason = format!(
-        "{} usable, {} of it plain System RAM; {} ranges are reserved by the device tree",
+        "{} usable, {} of it plain System RAM; {} reserved by the device tree",
         units::bytes(places.usable_bytes),
         units::bytes(places.plain_bytes),
-        places.reserved
+        units::count(places.reserved as u64, "range")
     );
     if places.added_bytes > 0 {
         reason += &format!(
@@ -621,8 +622,8 @@ fn interrupts(facts: &Facts) -> Words {
         Lpis::LeaveOn => "LPIs stay on, in tables that EFI keeps reserved",
     };
     Words::ok(format!(
-        "GICv3{its}, {regions} region{} of redistributors; {becomes}",
-        if regions == 1 { "" } else { "s" }
+        "GICv3{its}, {} of redistributors; {becomes}",
+        units::count(regions as u64, "region")
     ))
 }
 
@@ -658,5 +659,358 @@ fn last_hand_over(facts: &Facts) -> Words {
             "this kernel was started by kleap, and the record of it cannot be used: {what}"
         )),
         Err(why) => hidden(facts, "whether this kernel was started by kleap", why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::facts::{Firmware, HugePages, Places};
+    use super::Verdict::{No, Unknown, Warning};
+    use super::*;
+    use kleap_linux::facts::Cpus;
+    use kleap_plan::KexecCost;
+    use kleap_plan::kexec_cost::{Bounds, KernelVersion, LinearMap};
+
+    /// A machine that is ready, seen by root.
+    fn ready() -> Facts {
+        Facts {
+            foreign: None,
+            release: "6.12.118+deb13-arm64".into(),
+            page_size_bytes: 4096,
+            missing_capabilities: Vec::new(),
+            is_in_user_namespace: false,
+            has_own_mounts: Some(false),
+            has_seccomp_filter: false,
+            kexec_load: KexecLoad::Permitted,
+            kexec_loaded: Some(false),
+            is_loaded_by_kleap: Ok(false),
+            has_file_load: false,
+            lockdown: Some("none".into()),
+            is_disabled: Some(false),
+            calls_left: None,
+            preparation: Ok(Preparation::Ready),
+            cpus: Some(Cpus {
+                possible: 4,
+                online: vec![0, 1, 2, 3],
+                unstoppable: Vec::new(),
+                reboot: 0,
+            }),
+            enable_methods: vec!["psci".into()],
+            wants_protected_kvm: false,
+            has_protected_kvm: Ok(false),
+            cost: Ok(KexecCost {
+                tables: Bounds {
+                    at_least: 10,
+                    at_most: 500,
+                },
+                bytes: Bounds {
+                    at_least: 40_960,
+                    at_most: 2_048_000,
+                },
+                linear_map: LinearMap::Unknown,
+                hazards: Vec::new(),
+            }),
+            huge_pages: Ok(vec![HugePages {
+                page_size_bytes: 2 << 20,
+                available: 0,
+            }]),
+            huge_pages_writable: Ok(()),
+            payload_bytes: Ok(1 << 30),
+            corrupted_bytes: Some(0),
+            pagemap: Ok(()),
+            places: Ok(Places {
+                usable_bytes: 2 << 30,
+                plain_bytes: 1 << 30,
+                reserved: 1,
+                added_bytes: 0,
+            }),
+            dev_writable: Ok(()),
+            firmware: Firmware {
+                is_efi: false,
+                is_acpi: false,
+            },
+            console: Ok(Some(Uart::Pl011 { base: 0x900_0000 })),
+            has_psci: Ok(true),
+            interrupt_controller: Some(InterruptController::GicV3),
+            redistributors: Ok((1, Some(true), Lpis::TurnOff)),
+            last_hand_over: Ok(LastHandOver::None),
+        }
+    }
+
+    /// The same, seen by a process without privileges.
+    fn unprivileged() -> Facts {
+        let hidden = || "hidden".to_owned();
+        Facts {
+            missing_capabilities: vec!["CAP_SYS_BOOT", "CAP_SYS_ADMIN"],
+            has_own_mounts: None,
+            kexec_load: KexecLoad::NotPrivileged,
+            lockdown: None,
+            preparation: Err(hidden()),
+            enable_methods: Vec::new(),
+            has_protected_kvm: Err(hidden()),
+            cost: Err(hidden()),
+            huge_pages_writable: Err(hidden()),
+            pagemap: Err(hidden()),
+            places: Err(hidden()),
+            dev_writable: Err(hidden()),
+            console: Err(hidden()),
+            has_psci: Err(hidden()),
+            redistributors: Err(hidden()),
+            last_hand_over: Err(hidden()),
+            ..ready()
+        }
+    }
+
+    fn hazard(facts: &mut Facts, hazard: Hazard) {
+        if let Ok(cost) = &mut facts.cost {
+            cost.hazards = vec![hazard];
+        }
+    }
+
+    const KERNEL: KernelVersion = KernelVersion::new(6, 12, 100);
+
+    /// One thing that is not as it should be: what, which finding tells it, how, with what in reason and remedy.
+    type Case = (
+        fn(&mut Facts),
+        &'static str,
+        Verdict,
+        &'static str,
+        &'static str,
+    );
+
+    // One line for each, so that they can be read as the table that they are.
+    #[rustfmt::skip]
+    const CASES: &[Case] = &[
+        (|f| f.missing_capabilities = vec!["CAP_SYS_BOOT"], "privileges", No, "CAP_SYS_BOOT", "root"),
+        (|f| f.is_in_user_namespace = true, "privileges", No, "user namespace", "container"),
+        (|f| f.kexec_load = KexecLoad::Missing, "kexec-load", No, "CONFIG_KEXEC", "CONFIG_KEXEC=y"),
+        (|f| (f.kexec_load, f.has_seccomp_filter) = (KexecLoad::Missing, true),
+            "kexec-load", No, "seccomp filter hides", "filters"),
+        (|f| (f.kexec_load, f.has_file_load) = (KexecLoad::Missing, true),
+            "kexec-load", Warning, "CONFIG_KEXEC", "--strategy kernel"),
+        (|f| f.kexec_load = KexecLoad::Refused("because".into()), "kexec-load", No, "because", ""),
+        (|f| f.lockdown = Some("integrity".into()), "lockdown", No, "integrity", "Secure Boot"),
+        (|f| (f.lockdown, f.has_file_load) = (Some("integrity".into()), true),
+            "lockdown", Warning, "integrity", "signature"),
+        (|f| f.is_disabled = Some(true), "sysctls", No, "kexec_load_disabled is 1", "reboot"),
+        (|f| f.calls_left = Some(0), "sysctls", No, "used up", "reboot"),
+        (|f| f.calls_left = Some(3), "sysctls", Warning, "3 more", "--early"),
+        (|f| f.has_own_mounts = Some(true), "mounts", No, "mounts of its own", "nsenter"),
+        (|f| f.has_own_mounts = None, "mounts", Unknown, "not known", ""),
+        (|f| f.dev_writable = Err("read-only".into()), "state-directory", No, "read-only", "remount"),
+        (|f| hazard(f, Hazard::Lpa2Crash { kernel: KERNEL }), "kernel-bugs", No, "LPA2", "arm64.nolva"),
+        (|f| hazard(f, Hazard::RepeatedCopy { times: 16, certain: true }),
+            "kernel-bugs", Warning, "16 times", "rodata=on"),
+        (|f| hazard(f, DOES_NOT_FIT), "kexec-load-cost", No, "900 MiB", "end what uses memory"),
+        (|f| f.cost = Err("odd".into()), "kernel-bugs", Unknown, "odd", ""),
+        (|f| f.cpus = None, "cpus", Unknown, "sysfs", ""),
+        (spin_table, "cpus", No, "4 CPUs (enable-method spin-table)", "nr_cpus=1"),
+        (|f| unstoppable(f, 2), "cpus", No, "CPU 2 cannot be stopped", "echo 2 > /sys/kernel/reboot/cpu"),
+        (|f| f.preparation = Ok(Preparation::Busy), "cpus", No, "EBUSY", "again"),
+        (|f| f.has_protected_kvm = Ok(true), "protected-kvm", No, "EL2", "without kvm-arm.mode"),
+        (|f| (f.wants_protected_kvm, f.preparation) = (true, Ok(Preparation::Busy)),
+            "protected-kvm", No, "EL2", "without kvm-arm.mode"),
+        (|f| (f.wants_protected_kvm, f.preparation) = (true, Err("counted".into())),
+            "protected-kvm", Unknown, "counted", "without kvm-arm.mode"),
+        (|f| f.huge_pages = Ok(Vec::new()), "huge-pages", Warning, "no huge pages of 2 MiB", "--strategy kernel"),
+        (|f| f.huge_pages_writable = Err("read-only".into()), "huge-pages", Warning, "read-only", "--strategy kernel"),
+        (|f| f.payload_bytes = Ok(20 << 20), "huge-pages", Warning, "21.0 MB", "smaller initrd"),
+        (|f| f.pagemap = Err("hides".into()), "pagemap", Warning, "hides", "--strategy kernel"),
+        (|f| f.places = Err("odd".into()), "memory", No, "odd", ""),
+        (|f| f.corrupted_bytes = Some(4096), "memory", Warning, "4.1 kB to be bad", ""),
+        (|f| f.console = Ok(None), "console", Warning, "without a word", "stdout-path"),
+        (|f| f.has_psci = Ok(false), "psci", Warning, "cannot be reset", "power switch"),
+        (|f| f.redistributors = Ok((0, None, Lpis::TurnOff)), "interrupts", Warning, "not found", ""),
+        (|f| f.kexec_loaded = Some(true), "loaded", Warning, "another program", "kexec -u"),
+        (|f| f.is_loaded_by_kleap = Err("damaged".into()), "loaded", Warning, "damaged", "unload"),
+        (|f| f.last_hand_over = Ok(LastHandOver::Damaged("cut".into())), "last-hand-over", Warning, "cut", ""),
+    ];
+
+    const DOES_NOT_FIT: Hazard = Hazard::DoesNotFit {
+        needed_bytes: 900 << 20,
+        available_bytes: 500 << 20,
+        remaining_bytes: 64 << 20,
+    };
+
+    fn unstoppable(facts: &mut Facts, cpu: u32) {
+        if let Some(cpus) = &mut facts.cpus {
+            cpus.unstoppable = vec![cpu];
+        }
+    }
+
+    fn spin_table(facts: &mut Facts) {
+        if let Some(cpus) = &mut facts.cpus {
+            cpus.unstoppable = cpus.online.clone();
+        }
+        facts.enable_methods = vec!["spin-table".into()];
+        facts.preparation = Ok(Preparation::Busy);
+    }
+
+    fn find<'a>(findings: &'a [Finding], id: &str) -> &'a Finding {
+        findings.iter().find(|finding| finding.id == id).unwrap()
+    }
+
+    #[test]
+    fn a_machine_that_is_ready() {
+        let findings = judge(&ready());
+        assert_eq!(Overall::of(&findings), Overall::Ready, "{findings:#?}");
+        let harmless: [fn(&mut Facts); 8] = [
+            |f| f.lockdown = None,
+            |f| f.interrupt_controller = Some(InterruptController::GicV2),
+            |f| f.wants_protected_kvm = true,
+            |f| f.has_protected_kvm = Err("hidden".into()),
+            |f| f.is_loaded_by_kleap = Ok(true),
+            |f| f.last_hand_over = Ok(LastHandOver::Done { seconds: Some(1.5) }),
+            |f| {
+                // The CPU that jumps need not be stopped.
+                if let Some(cpus) = &mut f.cpus {
+                    (cpus.unstoppable, cpus.reboot) = (vec![2], 2);
+                }
+            },
+            |f| {
+                if let Some(cpus) = &mut f.cpus {
+                    (cpus.possible, cpus.online, cpus.unstoppable) = (1, vec![0], vec![0]);
+                }
+            },
+        ];
+        for harmless in harmless {
+            let mut facts = ready();
+            harmless(&mut facts);
+            let findings = judge(&facts);
+            assert_eq!(Overall::of(&findings), Overall::Ready, "{findings:#?}");
+        }
+    }
+
+    #[test]
+    fn one_thing_that_is_wrong_is_told_by_its_finding_alone() {
+        for (number, (change, id, verdict, reason, remedy)) in CASES.iter().enumerate() {
+            let mut facts = ready();
+            change(&mut facts);
+            let findings = judge(&facts);
+            let finding = find(&findings, id);
+            let what = format!("case {number}: {finding:?}");
+            assert_eq!(finding.verdict, *verdict, "{what}");
+            assert!(finding.reason.contains(reason), "{what}");
+            assert!(
+                finding
+                    .remedy
+                    .as_deref()
+                    .unwrap_or_default()
+                    .contains(remedy),
+                "{what}"
+            );
+            let overall = match verdict {
+                Verdict::Ok => Overall::Ready,
+                Verdict::Warning | Verdict::Unknown => Overall::Limited,
+                Verdict::No => Overall::Cannot,
+            };
+            assert_eq!(Overall::of(&findings), overall, "{what}");
+            // Without a cost neither of its two findings can be told.
+            let others = findings
+                .iter()
+                .filter(|other| other.id != *id && other.verdict != Verdict::Ok)
+                .filter(|other| facts.cost.is_ok() || other.id != "kexec-load-cost");
+            assert_eq!(others.count(), 0, "{what}: {findings:#?}");
+        }
+    }
+
+    /// Whatever is wrong: no panic, the same findings, the worst verdict over all, and a way out of every "no"
+    /// that the user can do something about.
+    #[test]
+    fn any_two_things_that_are_wrong() {
+        let ids: Vec<_> = judge(&ready()).iter().map(|finding| finding.id).collect();
+        for start in [ready as fn() -> Facts, unprivileged] {
+            for (one, ..) in CASES {
+                for (two, ..) in CASES {
+                    let mut facts = start();
+                    one(&mut facts);
+                    two(&mut facts);
+                    let findings = judge(&facts);
+                    let found: Vec<_> = findings.iter().map(|finding| finding.id).collect();
+                    assert_eq!(found, ids);
+                    let has = |verdict| findings.iter().any(|finding| finding.verdict == verdict);
+                    assert_eq!(Overall::of(&findings) == Overall::Cannot, has(Verdict::No));
+                    assert_eq!(
+                        Overall::of(&findings) == Overall::Ready,
+                        !has(Verdict::No) && !has(Verdict::Warning) && !has(Verdict::Unknown)
+                    );
+                    assert!(findings.iter().all(|finding| !finding.reason.is_empty()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_privileges_nothing_is_claimed() {
+        let findings = judge(&unprivileged());
+        assert_eq!(Overall::of(&findings), Overall::Cannot);
+        let no: Vec<_> = findings
+            .iter()
+            .filter(|finding| finding.verdict == Verdict::No)
+            .map(|finding| finding.id)
+            .collect();
+        assert_eq!(no, ["privileges"]);
+        for id in [
+            "kernel-bugs",
+            "kexec-load-cost",
+            "pagemap",
+            "memory",
+            "console",
+            "psci",
+        ] {
+            assert_eq!(find(&findings, id).verdict, Verdict::Unknown, "{id}");
+        }
+        assert_eq!(find(&findings, "cpus").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn another_architecture_is_one_finding() {
+        let facts = Facts {
+            foreign: Some("x86_64"),
+            ..ready()
+        };
+        let findings = judge(&facts);
+        assert_eq!(findings.len(), 1);
+        assert!(findings[0].reason.contains("x86_64"));
+        assert_eq!(Overall::of(&findings).exit_code(), 2);
+    }
+
+    #[test]
+    fn what_is_printed_is_as_documented() {
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../../../../docs/check.schema.json")).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let mut facts = vec![
+            ready(),
+            unprivileged(),
+            Facts {
+                foreign: Some("x86_64"),
+                ..ready()
+            },
+        ];
+        for (change, ..) in CASES {
+            let mut changed = ready();
+            change(&mut changed);
+            facts.push(changed);
+        }
+        for facts in facts {
+            let findings = judge(&facts);
+            let check = crate::check::Check::new(&facts.release, &findings);
+            let value = serde_json::to_value(&check).unwrap();
+            assert!(validator.validate(&value).is_ok(), "{value:#}");
+            let text = crate::check::table(&check);
+            assert!(
+                findings
+                    .iter()
+                    .all(|finding| text.contains(&finding.reason)),
+                "{text}"
+            );
+        }
+        // The documented list of names is the real one.
+        let documented: Vec<String> =
+            serde_json::from_value(schema["$defs"]["finding"]["properties"]["id"]["enum"].clone())
+                .unwrap();
+        let ids: Vec<_> = judge(&ready()).iter().map(|finding| finding.id).collect();
+        assert_eq!(documented, ids);
     }
 }
