@@ -41,6 +41,16 @@ done
 say "holder $(tr '\0' ' ' <$holder/cmdline)"
 [ "$(awk '/^Uid:/ { print $2, $3, $4 }' $holder/status)" = "0 0 0" ] || finish fail "the holder is not root's"
 [ -z "$(tr -d '\0' <$holder/environ)" ] || finish fail "the holder has an environment"
+for descriptor in $holder/fd/*; do
+    target=$(readlink "$descriptor")
+    say "holder has $target"
+    case "$target" in
+    /dev/null | /dev/kleap/pages-2048/payload-1 | pipe:* | anon_inode:*) ;;
+    *) finish fail "the holder has $target open" ;;
+    esac
+done
+[ "$(readlink $holder/cwd)" = / ] || finish fail "the holder is in $(readlink $holder/cwd)"
+readlink $holder/exe | grep -q '^/memfd:' || finish fail "the holder is $(readlink $holder/exe)"
 run by_nobody "cat $holder/environ $holder/maps $holder/mem" && finish fail "nobody can look into the holder"
 must kleap load /payload/Image --command-line x --early
 mode 600 /dev/kleap/early

@@ -39,6 +39,14 @@ seen() {
 
 say "what it says"
 check root
+case $code in
+# What check says must be so.
+2) refuse 'LPA2|busy' -- kleap load /payload/Image ;;
+*)
+    must kleap load /payload/Image --command-line x
+    must kleap unload
+    ;;
+esac
 check nobody by_nobody
 run kleap check
 run by_nobody kleap check

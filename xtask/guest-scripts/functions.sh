@@ -105,3 +105,12 @@ check_initrd() {
         fail "the initrd could not be read"
     fi
 }
+
+# The kernel has used the seeds in its device tree and wiped them. One that uses ACPI shows no tree.
+check_seeds() {
+    chosen=/proc/device-tree/chosen
+    [ ! -e $chosen/rng-seed ] || fail "the device tree still has a seed for the random number generator"
+    if [ -e $chosen/kaslr-seed ] && [ -n "$(tr -d '\0' <$chosen/kaslr-seed)" ]; then
+        fail "the device tree still has a seed for KASLR"
+    fi
+}

@@ -12,6 +12,10 @@ if [ "$(word report)" != no ]; then
     say "json-begin"
     kleap report --json || fail "kleap report --json failed with exit code $?"
     say "json-end"
+    kleap check >/run/check
+    grep -q '^ok  *last-hand-over .*was started by kleap' /run/check ||
+        fail "kleap check does not know of the hand-over: $(grep last-hand-over /run/check)"
+    check_seeds
 fi
 
 if [ -z "$reasons" ]; then

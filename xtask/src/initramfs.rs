@@ -46,6 +46,7 @@ const APPLETS: &[&str] = &[
     "poweroff",
     "printf",
     "ps",
+    "readlink",
     "reboot",
     "rm",
     "rmdir",

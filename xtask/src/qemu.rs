@@ -53,7 +53,7 @@ pub(crate) enum Board {
         its: bool,
     },
     /// `raspi3b`: four Cortex-A53 that wait in a spin-table, no PSCI, no GIC; 1 GiB of memory, which is the
-    /// only size that QEMU takes.
+    /// only size that QEMU takes. The console is its PL011, as on `virt`.
     Raspi3b {
         /// The device tree that comes with the kernel.
         device_tree: PathBuf,
@@ -372,8 +372,6 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
         Board::Raspi3b { device_tree } => {
             add("-M", "raspi3b".to_owned());
             add("-dtb", device_tree.display().to_string());
-            // Its first UART, the PL011, belongs to the Bluetooth chip; the console is the second.
-            add("-serial", "null".to_owned());
         }
     }
     add("-smp", description.cpus.to_string());

@@ -28,9 +28,6 @@ const USUAL_CPUS: u32 = 4;
 const COMMON_WORDS: &str = "console=ttyAMA0 panic=1 oops=panic rdinit=/init nowatchdog \
                             rcupdate.rcu_cpu_stall_suppress=1";
 
-/// What `raspi3b` has in their place.
-const RASPI3B_WORDS: &str = "console=ttyS1,115200";
-
 /// The script's line at which the debugger comes in, and the time it has for that.
 pub(crate) const WITNESS_LINE: &str = "witness";
 const WITNESS_PAUSE: &str = "say witness\nsleep 5\n";
@@ -396,11 +393,6 @@ impl Row {
     /// The first kernel's command line.
     pub(crate) fn first_command_line(&self, token: &str) -> String {
         join_words(&[
-            match self.board {
-                Board::Virt => "",
-                // The last console is the one that /dev/console is.
-                Board::Raspi3b => RASPI3B_WORDS,
-            },
             COMMON_WORDS,
             self.kind.kernel_words,
             self.first_words,
@@ -568,6 +560,8 @@ const FAST: &[&str] = &[
     "5.10-to-7.3/el2-a57/kernel/47M/cpus4",
     "6.1-to-7.3/el1-a57/early/47M/cpus4",
     "kexec-cost/6.1/el2-a57/2048M",
+    "check/6.12/el2-a57/more",
+    "check/6.1/el2-a57/protected-kvm",
     "chain/dt",
     "stress/hand-over/6.1/100M/alternate-pinned-60",
     "stress/fresh/6.1/100M/300",
