@@ -47,6 +47,22 @@ limited() {
 expect 1 'too many open files' -- limited '-n 3'
 expect 6 'ulimit -v' -- limited '-v 52000'
 
+say "a limit of the control group"
+mkdir /tmp/cgroup
+mount -t cgroup2 cgroup2 /tmp/cgroup || finish fail "no control groups"
+say "controllers: $(cat /tmp/cgroup/cgroup.controllers)"
+if grep -q hugetlb /tmp/cgroup/cgroup.controllers; then
+    echo +hugetlb >/tmp/cgroup/cgroup.subtree_control
+    mkdir /tmp/cgroup/few
+    echo 4194304 >/tmp/cgroup/few/hugetlb.2MB.max
+    in_group() {
+        sh -c "echo \$\$ >/tmp/cgroup/few/cgroup.procs && exec kleap load $image"
+    }
+    expect 6 'control group' -- in_group
+    rmdir /tmp/cgroup/few
+fi
+umount /tmp/cgroup
+
 say "somebody else has the lock"
 kleap-guest lock &
 locker=$!
