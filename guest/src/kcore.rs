@@ -86,8 +86,11 @@ impl Kcore {
     }
 }
 
+/// More than any machine's memory that starts at 0: such a segment is no memory, but one without an address.
+const MEMORY_MAX_BYTES: u64 = 1 << 40;
+
 /// The segment that holds an address. Segments of kernel text and vmalloc have no physical address
-/// of their own (0 or all ones), and the linear map's hold each address once.
+/// of their own (all ones, or 0 where memory may start as well), and the linear map's hold each address once.
 fn find(segments: &[Segment], address: u64) -> Option<Segment> {
     segments
         .iter()
@@ -103,7 +106,11 @@ fn parse_segments(headers: &[u8]) -> Result<Vec<Segment>> {
             bytes: field_u64(header, 40)?,
             offset: field_u64(header, 8)?,
         };
-        let known = segment.physical != 0 && segment.physical != u64::MAX;
+        let known = match segment.physical {
+            u64::MAX => false,
+            0 => segment.bytes <= MEMORY_MAX_BYTES,
+            _ => true,
+        };
         if field_u32(header, 0)? == PT_LOAD && known {
             segments.push(segment);
         }
@@ -151,7 +158,7 @@ mod tests {
         let headers = [
             header(4, 1, 2, 3),
             header(PT_LOAD, 0x1000, u64::MAX, 0x1000),
-            header(PT_LOAD, 0x1000, 0, 0x1000),
+            header(PT_LOAD, 0x1000, 0, 1 << 46),
             header(PT_LOAD, 0x2000, 0x4000_0000, 0x1000),
         ]
         .concat();
@@ -160,5 +167,8 @@ mod tests {
         assert_eq!(find(&segments, 0x4000_0fff), Some(segments[0]));
         assert_eq!(find(&segments, 0x4000_1000), None);
         assert_eq!(find(&segments, 0x3fff_ffff), None);
+        // A board whose memory starts at 0.
+        let segments = parse_segments(&header(PT_LOAD, 0x1000, 0, 0x1000)).unwrap();
+        assert_eq!(find(&segments, 0), Some(segments[0]));
     }
 }

@@ -288,6 +288,13 @@ pub(crate) fn rows() -> Vec<Row> {
         row.end = End::Checks(vec![expected(ROOT, verdict, findings)]);
         rows.push(row);
     }
+    // What is advised there works: the next kernel has all CPUs again.
+    let mut hand_over = Row::hand_over("6.12", "6.12", EL2_A57, Strategy::Auto);
+    hand_over.board = Board::Raspi3b;
+    hand_over.memory_mb = 1024;
+    hand_over.first_words = "nr_cpus=1";
+    hand_over.name = "6.12-to-6.12/raspi3b/one-cpu".to_owned();
+    rows.push(hand_over);
     let mut row = row("6.12", EL2_A57, "6.12/el2-a57/more");
     row.script = Script::Text(CHECK_MORE);
     let mut expectations = vec![expected(ROOT, "ready", READY_DEVICE_TREE)];

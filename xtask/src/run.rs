@@ -317,15 +317,13 @@ fn watch(
     }
     let verdict_deadline_ms = row.verdict_deadline_ms.unwrap_or(VERDICT_DEADLINE_MS);
     match &row.end {
-        End::Verdict => wait_for_ok(machine, token, verdict_deadline_ms, on_line)?,
-        End::Checks(expected) => {
-            if row.board == Board::Raspi3b {
-                let verdict = wait_for_word(machine, token, verdict_deadline_ms, on_line)?;
-                ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
-            } else {
-                wait_for_ok(machine, token, verdict_deadline_ms, on_line)?;
-            }
-            *note = Some(check::judge(machine.history(), expected)?);
+        // A machine that cannot power itself off ends with its verdict.
+        End::Verdict | End::Checks(_) if row.board == Board::Raspi3b => {
+            let verdict = wait_for_word(machine, token, verdict_deadline_ms, on_line)?;
+            ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
+        }
+        End::Verdict | End::Checks(_) => {
+            wait_for_ok(machine, token, verdict_deadline_ms, on_line)?;
         }
         End::Complaint { text } => {
             let verdict = wait_for_verdict(machine, token, verdict_deadline_ms, on_line)?;
@@ -398,6 +396,9 @@ fn watch(
                 bail!("the machine was reset, but without saying '{expected}'");
             }
         }
+    }
+    if let End::Checks(expected) = &row.end {
+        *note = Some(check::judge(machine.history(), expected)?);
     }
     Ok(())
 }
