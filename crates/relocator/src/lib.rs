@@ -38,6 +38,7 @@ pub mod crc32c;
 pub mod failure;
 pub mod lpi;
 pub mod relocate;
+pub mod sha256;
 pub mod timeline;
 
 #[cfg(feature = "host")]
