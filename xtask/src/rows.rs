@@ -228,6 +228,8 @@ pub(crate) struct Row {
     pub(crate) machine_words: &'static [&'static str],
     /// Modules of the first kernel, to be found in /lab.
     pub(crate) modules: &'static [&'static str],
+    /// What `--verify` says, where it is given; then the second kernel must report the same.
+    pub(crate) verify: Option<&'static str>,
     /// Whether the second kernel must report that no byte was moved.
     pub(crate) nothing_moved: bool,
     /// More words for the first kernel.
@@ -275,6 +277,7 @@ impl Row {
             memory_words: "",
             machine_words: &[],
             modules: &[],
+            verify: None,
             nothing_moved: false,
             first_words: "",
             payload_bytes: SMALL_PAYLOAD_BYTES,
@@ -310,6 +313,25 @@ impl Row {
         row.script = Script::Break { strategy, fault };
         row.end = End::Reset { line };
         row.name = format!("broken/{fault}/{}/{}", kind.name, strategy.word());
+        row
+    }
+
+    /// A hand-over verified another way than usual; `fault` is what is decided or broken at it.
+    fn verified(
+        kind: Kind,
+        strategy: Strategy,
+        verify: &'static str,
+        fault: Option<&'static str>,
+        end: End,
+    ) -> Self {
+        let mut row = match fault {
+            None => Self::hand_over("6.1", "6.12", kind, strategy),
+            Some(fault) => Self::broken(kind, strategy, fault, ""),
+        };
+        row.verify = Some(verify);
+        row.end = end;
+        let fault = fault.map_or_else(String::new, |fault| format!(",{fault}"));
+        row.name = format!("verify/{verify}{fault}/{}/{}", kind.name, strategy.word());
         row
     }
 
@@ -462,9 +484,11 @@ impl Row {
         let command_line = self.second_command_line(token, initrd);
         let load = |strategy: Strategy| {
             format!(
-                "kleap load /payload/Image --initrd /payload/initrd --strategy {} \
+                "kleap load /payload/Image --initrd /payload/initrd --strategy {}{} \
                  --command-line '{command_line}'",
-                strategy.word()
+                strategy.word(),
+                self.verify
+                    .map_or_else(String::new, |verify| format!(" --verify {verify}")),
             )
         };
         match &self.script {
@@ -555,6 +579,9 @@ const FAST: &[&str] = &[
     "6.1-to-6.12/el2-a57/relocate/47M/cpus4/witness",
     "broken/Image:12345678/el2-a57/in-place",
     "broken/exception/el1-a57/in-place",
+    "broken/tables:0/el2-a57/in-place",
+    "verify/sha256/el2-a57/in-place",
+    "verify/crc32c,portable/el1-a57/relocate",
     "bad-input/6.1",
     "6.1-to-6.12/el2-a57/in-place/47M/cpus4/efi",
     "5.10-to-7.3/el2-a57/kernel/47M/cpus4",
@@ -603,25 +630,35 @@ fn broken() -> Vec<Row> {
     ];
     let exception = "kleap: hand-over stopped: exception: vector 4";
     let early = "kleap: hand-over stopped: exception before the MMU was on";
+    let damaged = [
+        "kleap: hand-over stopped: relocator damaged before the MMU was on; resetting",
+        "kleap: hand-over stopped: hand-off block damaged before the MMU was on; resetting",
+        "kleap: hand-over stopped: translation tables damaged before the MMU was on; resetting",
+    ];
     vec![
         Row::broken(EL2_A57, Strategy::InPlace, image, digest[0]),
         Row::broken(EL1_A57, Strategy::Relocate, image, digest[0]),
         Row::broken(VHE_N1, Strategy::Relocate, initrd, digest[1]),
         Row::broken(VHE_MAX, Strategy::InPlace, initrd, digest[1]),
         Row::broken(EL2_A57, Strategy::Relocate, tree, digest[2]),
-        // A bit of the program (its last constants), of the hand-off block.
+        // What the MMU would be turned on with, or what runs then. A bit of the program (its last constants).
+        Row::broken(EL1_A57, Strategy::InPlace, "stage:24000", damaged[0]),
         Row::broken(
-            EL1_A57,
+            EL2_A57,
             Strategy::InPlace,
-            "stage:24000",
-            "digest mismatch in relocator",
+            "portable,stage:24000",
+            damaged[0],
         ),
-        Row::broken(
-            VHE_N1,
-            Strategy::InPlace,
-            "stage:131160",
-            "hand-off block: bad digest",
-        ),
+        // Of the hand-off block: TTBR; the highest byte of its size; how PSCI is called (HVC here), so that the
+        // other way is tried first.
+        Row::broken(VHE_N1, Strategy::InPlace, "stage:131160", damaged[1]),
+        Row::broken(EL2_A57, Strategy::InPlace, "stage:131087", damaged[1]),
+        Row::broken(EL1_A57, Strategy::InPlace, "stage:131224", damaged[1]),
+        // Of the tables: the first descriptor, and one that is not used.
+        Row::broken(EL1_A57, Strategy::InPlace, "tables:0", damaged[2]),
+        Row::broken(EL2_A57, Strategy::InPlace, "tables:0", damaged[2]),
+        Row::broken(VHE_N1, Strategy::Relocate, "tables:4088", damaged[2]),
+        Row::broken(EL1_A57, Strategy::InPlace, "portable,tables:0", damaged[2]),
         Row::broken(EL1_A57, Strategy::InPlace, "exception", exception),
         Row::broken(EL2_A57, Strategy::InPlace, "exception", exception),
         Row::broken(VHE_N1, Strategy::InPlace, "exception", exception),
@@ -631,6 +668,41 @@ fn broken() -> Vec<Row> {
         // Console and reset as ACPI describes them.
         Row::broken(EL2_A57, Strategy::Relocate, image, digest[0]).by_efi(),
         Row::broken(EL1_A57, Strategy::InPlace, "early-exception", early).by_efi(),
+    ]
+}
+
+/// `--verify`, with the instructions that the CPU has for it and without them: no CPU of QEMU's lacks them.
+fn verified() -> Vec<Row> {
+    let reset = |line| End::Reset { line };
+    let booted = || End::Verdict;
+    let portable = Some("portable");
+    let row = Row::verified;
+    vec![
+        row(EL2_A57, Strategy::InPlace, "sha256", None, booted()),
+        row(VHE_N1, Strategy::Relocate, "sha256", portable, booted()),
+        row(EL1_A57, Strategy::Relocate, "crc32c", portable, booted()),
+        row(EL1_A57, Strategy::InPlace, "none", None, booted()),
+        row(
+            EL2_A57,
+            Strategy::Relocate,
+            "sha256",
+            Some("Image:12345678"),
+            reset("digest mismatch in Image at"),
+        ),
+        row(
+            EL1_A57,
+            Strategy::InPlace,
+            "sha256",
+            Some("portable,initrd:1234567"),
+            reset("digest mismatch in initrd at"),
+        ),
+        row(
+            EL2_A57,
+            Strategy::InPlace,
+            "none",
+            Some("stage:24000"),
+            reset("relocator damaged before the MMU was on"),
+        ),
     ]
 }
 
@@ -816,6 +888,7 @@ pub(crate) fn all() -> Vec<Row> {
         rows.extend(memories_mb.map(|memory_mb| Row::kexec_cost(first, kind, memory_mb)));
     }
     rows.extend(broken());
+    rows.extend(verified());
     rows.extend(efi());
     rows.extend(no_initrd());
     rows.extend(lpis());

@@ -230,6 +230,9 @@ fn try_row(
         if row.nothing_moved {
             check_nothing_moved(seen.json.as_ref())?;
         }
+        if let (Some(verify), End::Verdict) = (row.verify, &row.end) {
+            check_verified(seen.json.as_ref(), verify, row.fault_injection)?;
+        }
         Ok(())
     });
     result.map_err(|error| {
@@ -284,6 +287,22 @@ fn check_nothing_moved(report: Option<&Value>) -> Result<()> {
     ensure!(
         moved_bytes == 0,
         "{moved_bytes} bytes were moved at the hand-over, not 0"
+    );
+    Ok(())
+}
+
+/// That the relocator did what `--verify` said, and with the instructions made for it unless it was told to use
+/// none.
+fn check_verified(report: Option<&Value>, verify: &str, portable: bool) -> Result<()> {
+    let field = |name| report.and_then(|report| report.get(name));
+    let found = (
+        field("verify").and_then(Value::as_str),
+        field("digest_instructions").and_then(Value::as_bool),
+    );
+    let expected = (Some(verify), Some(verify != "none" && !portable));
+    ensure!(
+        found == expected,
+        "the report says of verification and its instructions {found:?}, not {expected:?}"
     );
     Ok(())
 }

@@ -7,25 +7,30 @@
 
 use crate::error::Failure;
 use crate::machine::{self, Devices, Memory};
-use crate::payload::{Files, Loaded};
+use crate::payload::{Content, Files, Loaded};
 use crate::store::Store;
 use crate::{ExecArguments, output, place, units};
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::Pin;
 use kleap_linux::{counter, facts, kexec, reboot};
 use kleap_plan::{Layout, Stage, StageInput, Strategy};
+use kleap_relocator::digest::chunk_size_bytes;
 
 /// The stage for what is loaded; its times are not in it yet ([`Stage::stamp`]).
 pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> {
     let tree = machine::device_tree()?;
     let devices = Devices::find(&tree);
+    let content = |content: &Content| kleap_plan::stage::Content {
+        size_bytes: content.size_bytes,
+        digests: content.digests(loaded.verify),
+    };
     Ok(kleap_plan::stage::prepare(&StageInput {
         layout: &loaded.layout,
         granule_bytes: facts::page_size_bytes(),
-        image: loaded.image.into(),
+        image: content(&loaded.image),
         image_size_bytes: loaded.image_size_bytes,
-        initrd: loaded.initrd.map(Into::into),
-        device_tree: loaded.device_tree.into(),
+        initrd: loaded.initrd.as_ref().map(content),
+        device_tree: content(&loaded.device_tree),
         timeline_offset_bytes: loaded.timeline_offset_bytes,
         kernel_page_size_bytes: loaded.kernel_page_size_bytes,
         uart: devices.uart,
@@ -88,6 +93,34 @@ fn check_memory(layout: &Layout, memory: &Memory) -> Result<(), Failure> {
     )))
 }
 
+/// Compares every chunk of the payload with what was loaded.
+fn check_payload(loaded: &Loaded, files: &Files) -> Result<(), Failure> {
+    let Some(algorithm) = loaded.verify.algorithm() else {
+        return Ok(()); // as the user wanted it
+    };
+    for (name, place, content) in loaded.pieces() {
+        let now = Content::of(loaded.verify, &files.slices(place, content.size_bytes));
+        if now == *content {
+            continue;
+        }
+        let (found, expected) = (now.digests(loaded.verify), content.digests(loaded.verify));
+        let mut chunks = found.iter().zip(expected.iter()).enumerate();
+        let differ = chunks.find(|(_, (found, expected))| found != expected);
+        return Err(Failure::Changed(match differ {
+            Some((number, (found, expected))) => format!(
+                "the {name} is damaged in memory, in the {} from byte {:#x} on: {} {found}, was {expected} when loaded",
+                units::bytes(chunk_size_bytes(content.size_bytes)),
+                number as u64 * chunk_size_bytes(content.size_bytes),
+                algorithm.name(),
+            ),
+            None => {
+                format!("the note of what is loaded has not one digest for each part of the {name}")
+            }
+        }));
+    }
+    Ok(())
+}
+
 /// `kleap exec`.
 pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     let exec_requested = counter::now().unwrap_or(0);
@@ -128,15 +161,7 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         ..loaded
     };
     check_memory(&loaded.layout, &memory)?;
-    for (name, place, content) in loaded.pieces() {
-        let found = files.digest(place, content.size_bytes);
-        if found != content.crc32c {
-            return Err(Failure::Changed(format!(
-                "the {name} is damaged in memory: CRC32C {found:#010x}, was {:#010x} when loaded",
-                content.crc32c
-            )));
-        }
-    }
+    check_payload(&loaded, &files)?;
     #[cfg(feature = "fault-injection")]
     let files = fault::inject_into_payload(arguments, &loaded, files);
     #[cfg(not(feature = "fault-injection"))]
@@ -234,6 +259,7 @@ mod fault {
     use super::{ExecArguments, Files, Loaded};
     use kleap_plan::Stage;
     use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff};
+    use kleap_relocator::crc32c;
     use std::str::FromStr;
 
     /// What to break.
@@ -243,6 +269,10 @@ mod fault {
         Piece { piece: String, offset_bytes: u64 },
         /// `stage:OFFSET`: one bit of the stage.
         Stage { offset_bytes: usize },
+        /// `tables:OFFSET`: one bit of each of the two sets of tables.
+        Tables { offset_bytes: u64 },
+        /// `portable`: no instruction is used that some CPUs do not have.
+        Portable,
         /// `exception`: the first piece is said to be where nothing is mapped, with a right digest of the
         /// block.
         Exception,
@@ -259,6 +289,7 @@ mod fault {
 
         fn from_str(text: &str) -> Result<Self, String> {
             match text {
+                "portable" => return Ok(Self::Portable),
                 "exception" => return Ok(Self::Exception),
                 "early-exception" => return Ok(Self::EarlyException),
                 "lpis:off" => return Ok(Self::Lpis(abi::Lpis::TurnOff)),
@@ -276,6 +307,9 @@ mod fault {
                 });
             }
             let offset_bytes = offset.parse().map_err(wrong)?;
+            if piece == "tables" {
+                return Ok(Self::Tables { offset_bytes });
+            }
             Ok(Self::Piece {
                 piece: piece.into(),
                 offset_bytes,
@@ -293,28 +327,40 @@ mod fault {
         loaded: &Loaded,
         mut files: Files,
     ) -> Files {
-        let Some(Fault::Piece {
-            piece,
-            offset_bytes,
-        }) = &arguments.inject_fault
-        else {
-            return files;
-        };
-        for (name, place, content) in loaded.pieces() {
-            let mut before = 0;
-            let Ok(()) = files.write(place, content.size_bytes, |part| {
-                let length = part.len() as u64;
-                if name == piece && (before..before + length).contains(offset_bytes) {
-                    part[usize::try_from(offset_bytes - before).unwrap_or(0)] ^= 1;
-                    say(&format!(
-                        "flipped a bit of byte {offset_bytes} of the {name}"
-                    ));
-                }
-                before += length;
-                Ok::<(), std::convert::Infallible>(())
-            });
+        for fault in &arguments.inject_fault {
+            let Fault::Piece {
+                piece,
+                offset_bytes,
+            } = fault
+            else {
+                continue;
+            };
+            for (name, place, content) in loaded.pieces() {
+                let mut before = 0;
+                let Ok(()) = files.write(place, content.size_bytes, |part| {
+                    let length = part.len() as u64;
+                    if name == piece && (before..before + length).contains(offset_bytes) {
+                        part[usize::try_from(offset_bytes - before).unwrap_or(0)] ^= 1;
+                        say(&format!(
+                            "flipped a bit of byte {offset_bytes} of the {name}"
+                        ));
+                    }
+                    before += length;
+                    Ok::<(), std::convert::Infallible>(())
+                });
+            }
         }
         files
+    }
+
+    /// Flips a bit of a byte of the stage.
+    fn flip(stage: &mut Stage, offset_bytes: usize) {
+        if let Some(byte) = stage.bytes.get_mut(offset_bytes) {
+            *byte ^= 1;
+            say(&format!(
+                "flipped a bit of byte {offset_bytes} of the stage"
+            ));
+        }
     }
 
     /// Changes the hand-off block, with a right digest, and says what was changed.
@@ -330,26 +376,41 @@ mod fault {
         let mut header = hand_off.header;
         let mut pieces: Vec<_> = hand_off.pieces().collect();
         let mut regions: Vec<_> = hand_off.redistributors().collect();
+        let digests: Vec<_> = hand_off.digest_words().collect();
         let moves: Vec<_> = hand_off.moves().collect();
         change(&mut header, &mut pieces, &mut regions);
-        if let Ok(block) = abi::encode(&header, &pieces, &moves, &regions) {
+        if let Ok(block) = abi::encode(&header, &pieces, &digests, &moves, &regions) {
             stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
             say(what);
         }
     }
 
     pub(crate) fn inject_into_stage(arguments: &ExecArguments, stage: &mut Stage) {
+        for fault in &arguments.inject_fault {
+            inject_one(fault, stage);
+        }
+    }
+
+    fn inject_one(fault: &Fault, stage: &mut Stage) {
         let block_at = usize::try_from(HAND_OFF_OFFSET_BYTES).unwrap_or(usize::MAX);
-        match &arguments.inject_fault {
-            Some(Fault::Stage { offset_bytes }) => {
-                if let Some(byte) = stage.bytes.get_mut(*offset_bytes) {
-                    *byte ^= 1;
-                    say(&format!(
-                        "flipped a bit of byte {offset_bytes} of the stage"
-                    ));
+        match fault {
+            Fault::Stage { offset_bytes } => flip(stage, *offset_bytes),
+            Fault::Tables { offset_bytes } => {
+                let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
+                    return;
+                };
+                let header = hand_off.header;
+                for set in [header.ttbr_two_privileges, header.ttbr_one_privilege] {
+                    let at = set
+                        .saturating_sub(header.stage)
+                        .saturating_add(*offset_bytes);
+                    flip(stage, usize::try_from(at).unwrap_or(usize::MAX));
                 }
             }
-            Some(Fault::Exception) => {
+            Fault::Portable => edit(stage, "no optional instructions", |header, _, _| {
+                header.portable = true;
+            }),
+            Fault::Exception => {
                 edit(
                     stage,
                     "the Image is said to be at 0x1000",
@@ -358,15 +419,15 @@ mod fault {
                     },
                 );
             }
-            Some(Fault::Lpis(lpis)) => {
+            Fault::Lpis(lpis) => {
                 edit(stage, &format!("LPIs: {lpis:?}"), |header, _, _| {
                     header.lpis = *lpis;
                 });
             }
-            Some(Fault::LpisForgotten) => {
+            Fault::LpisForgotten => {
                 edit(stage, "no redistributors", |_, _, regions| regions.clear());
             }
-            Some(Fault::EarlyException) => {
+            Fault::EarlyException => {
                 const TLBI: [u32; 2] = [0xd508_871f, 0xd50c_871f]; // vmalle1, alle2
                 let mut count = 0;
                 for word in stage.bytes[..block_at].as_chunks_mut::<4>().0 {
@@ -375,9 +436,19 @@ mod fault {
                         count += 1;
                     }
                 }
-                say(&format!("replaced {count} instructions by undefined ones"));
+                // With a right digest: or else that would be found, and not be run.
+                let code = stage.bytes[..block_at].to_vec();
+                edit(
+                    stage,
+                    &format!("replaced {count} instructions by undefined ones"),
+                    |header, _, _| {
+                        let size_bytes = usize::try_from(header.program_size_bytes);
+                        let program = code.get(..size_bytes.unwrap_or(0));
+                        header.program_crc32c = crc32c::update(0, program.unwrap_or_default());
+                    },
+                );
             }
-            Some(Fault::Piece { .. }) | None => {}
+            Fault::Piece { .. } => {}
         }
     }
 }

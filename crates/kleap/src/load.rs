@@ -7,7 +7,7 @@
 use crate::cpu::{Support, page_size_support};
 use crate::error::Failure;
 use crate::machine::{self, Devices, Memory};
-use crate::payload::{Content, Files, Loaded};
+use crate::payload::{Content, Files, Loaded, Verify};
 use crate::place::{self, Placed};
 use crate::store::Store;
 use crate::{LoadArguments, exec, hold, output, units};
@@ -18,6 +18,7 @@ use kleap_memmap::PhysRange;
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::stage::Summary;
 use kleap_plan::{Layout, Place, Requirements, Strategy, layout};
+use kleap_relocator::digest::{Algorithm, chunk_count};
 use kleap_relocator::{crc32c, timeline};
 use std::fs::File;
 use std::io::Read;
@@ -110,13 +111,27 @@ impl KernelFile {
     }
 
     /// Writes it to its place.
-    fn write(&mut self, files: &mut Files, place: &Place) -> Result<Content, Failure> {
+    fn write(
+        &mut self,
+        files: &mut Files,
+        place: &Place,
+        verify: Verify,
+    ) -> Result<Content, Failure> {
+        let size_bytes = self.image_bytes;
         match &mut self.bytes {
-            ImageBytes::InMemory(bytes) => Ok(write_bytes(files, place, bytes)),
+            ImageBytes::InMemory(bytes) => Ok(write_bytes(files, place, bytes, verify)),
             ImageBytes::InFile(file, expected) => {
                 let expected = *expected;
-                let content = write_file(files, place, file, &self.path, self.image_bytes)?;
-                self.check_same(content.crc32c, expected)?;
+                let content = write_file(files, place, file, &self.path, size_bytes, verify)?;
+                let found = content.digests(verify).crc32c(size_bytes);
+                self.check_same(
+                    found.unwrap_or_else(|| {
+                        let slices = files.slices(place, size_bytes);
+                        let add = |crc, slice: &&[u8]| crc32c::update_on_host(crc, slice);
+                        slices.iter().fold(0, add)
+                    }),
+                    expected,
+                )?;
                 Ok(content)
             }
         }
@@ -261,14 +276,7 @@ fn secure_boot() -> SecureBoot {
     }
 }
 
-fn content_of(bytes: &[u8]) -> Content {
-    Content {
-        size_bytes: bytes.len() as u64,
-        crc32c: crc32c::update_on_host(0, bytes),
-    }
-}
-
-fn write_bytes(files: &mut Files, place: &Place, bytes: &[u8]) -> Content {
+fn write_bytes(files: &mut Files, place: &Place, bytes: &[u8], verify: Verify) -> Content {
     let mut rest = bytes;
     let Ok(()) = files.write(place, bytes.len() as u64, |part| {
         let (now, later) = rest.split_at(part.len().min(rest.len()));
@@ -276,7 +284,7 @@ fn write_bytes(files: &mut Files, place: &Place, bytes: &[u8]) -> Content {
         rest = later;
         Ok::<(), std::convert::Infallible>(())
     });
-    content_of(bytes)
+    Content::of(verify, &[bytes])
 }
 
 /// Checks that a file that was read to its size has nothing after it.
@@ -288,26 +296,22 @@ fn check_end(file: &mut File, path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Reads a file, from where it is to its end, straight into the pages of its piece.
+/// Reads a file, from where it is to its end, straight into the pages of its piece. The digests are taken when
+/// all of it is there: then every CPU can do some.
 fn write_file(
     files: &mut Files,
     place: &Place,
     file: &mut File,
     path: &Path,
     size_bytes: u64,
+    verify: Verify,
 ) -> Result<Content, Failure> {
-    let mut crc = 0;
     files.write(place, size_bytes, |part| {
         file.read_exact(part)
-            .map_err(|error| input_error(path, error))?;
-        crc = crc32c::update_on_host(crc, part);
-        Ok::<(), Failure>(())
+            .map_err(|error| input_error(path, error))
     })?;
     check_end(file, path)?;
-    Ok(Content {
-        size_bytes,
-        crc32c: crc,
-    })
+    Ok(Content::of(verify, &files.slices(place, size_bytes)))
 }
 
 /// Reads the initrd into memory that the kernel will copy.
@@ -432,7 +436,7 @@ impl<'a> Payload<'a> {
     fn next_tree(
         &self,
         layout: &Layout,
-        initrd: Option<Content>,
+        initrd: Option<&Content>,
     ) -> Result<(Vec<u8>, u64), Failure> {
         let range = layout
             .initrd
@@ -450,6 +454,10 @@ impl<'a> Payload<'a> {
     }
 
     /// The note of what is loaded.
+    fn verify(&self) -> Verify {
+        self.arguments.verify.unwrap_or_default()
+    }
+
     fn note(&self, layout: Layout, contents: Contents) -> Result<Loaded, Failure> {
         let arguments = self.arguments;
         Ok(Loaded {
@@ -461,6 +469,7 @@ impl<'a> Payload<'a> {
             early: false,
             layout,
             strategy: arguments.strategy.into(),
+            verify: self.verify(),
             kernel_path: arguments.image.display().to_string(),
             kernel_banner: self.kernel.banner.clone(),
             image_size_bytes: self.kernel.header.image_size_bytes,
@@ -490,11 +499,13 @@ struct Contents {
 fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let strategy: Strategy = payload.arguments.strategy.into();
     let mut new = store.create()?;
+    let verify = payload.verify();
+    let each = verify.algorithm().map_or(0, Algorithm::digest_words);
     let try_stage = |layout: &Layout| {
         let (image, initrd) = (payload.kernel.image_bytes, &payload.initrd);
         let content = |size_bytes| Content {
             size_bytes,
-            crc32c: 0,
+            digests: vec![0; chunk_count(size_bytes) * each],
         };
         let trial = payload.note(
             layout.clone(),
@@ -520,7 +531,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
     machine::kexec_cost()?.check(payload.arguments.early)?;
     let (name, generation) = (new.name.clone(), new.generation);
     let mut files = new.into_files()?;
-    let image = payload.kernel.write(&mut files, &layout.image)?;
+    let image = payload.kernel.write(&mut files, &layout.image, verify)?;
     let initrd = match (&mut payload.initrd, &layout.initrd) {
         (Some(initrd), Some(place)) => {
             let (path, size_bytes) = (&initrd.path, initrd.size_bytes);
@@ -530,12 +541,13 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
                 &mut initrd.file,
                 path,
                 size_bytes,
+                verify,
             )?)
         }
         _ => None,
     };
-    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
-    let device_tree = write_bytes(&mut files, &layout.device_tree, &dtb);
+    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref())?;
+    let device_tree = write_bytes(&mut files, &layout.device_tree, &dtb, verify);
     let mut loaded = payload.note(
         layout,
         Contents {
@@ -614,8 +626,10 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
         }
     };
     let initrd_bytes = payload.initrd.as_mut().map(read_initrd).transpose()?;
+    let content_of =
+        |bytes: &[u8]| Content::of(payload.arguments.verify.unwrap_or_default(), &[bytes]);
     let initrd = initrd_bytes.as_deref().map(content_of);
-    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd)?;
+    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref())?;
     let image_bytes = payload.kernel.take_bytes()?;
     let mut loaded = payload.note(
         layout,
@@ -683,6 +697,13 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
             return Err(refusal);
         }
         let mut payload = Payload::read(arguments)?;
+        if !matches!(arguments.verify, None | Some(Verify::None)) {
+            return Err(Failure::Unsupported(
+                "kexec_file_load(2), the only way that this kernel allows, leaves nobody to verify anything: \
+                 load without --verify"
+                    .into(),
+            ));
+        }
         if arguments.dtb.is_some() {
             return Err(Failure::Unsupported(
                 "kexec_file_load(2), the only way that this kernel allows, takes no device tree"
@@ -730,6 +751,12 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
 
 /// Says what was loaded, and what it will cost.
 fn report(loaded: &Loaded, summary: &Summary, cost: &machine::KexecCost) {
+    if loaded.verify == Verify::None {
+        output::warn(
+            "warning: --verify none: Image, initrd and device tree will be entered as they are then, damaged or \
+             not; nobody compares them with what was loaded",
+        );
+    }
     let total: u64 = loaded
         .pieces()
         .map(|(_, _, content)| content.size_bytes)

@@ -93,6 +93,10 @@ struct LoadArguments {
     /// How the payload gets to its place
     #[arg(long, value_enum, default_value_t, value_name = "STRATEGY")]
     strategy: StrategyArgument,
+    /// How Image, initrd and device tree are compared with what was loaded, right before they are entered
+    /// [default: crc32c]
+    #[arg(long, value_enum, value_name = "ALGORITHM")]
+    verify: Option<payload::Verify>,
     /// Call kexec_load(2) now and not at exec, for `systemctl kexec` and whatever looks at kexec_loaded
     #[arg(long)]
     early: bool,
@@ -124,11 +128,11 @@ impl From<StrategyArgument> for Strategy {
 
 #[derive(Debug, Args)]
 struct ExecArguments {
-    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, exception, early-exception, lpis:on, lpis:off,
-    /// lpis:forgotten
+    /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, tables:OFFSET, exception, early-exception,
+    /// lpis:on, lpis:off, lpis:forgotten; portable: use no CRC32 and SHA-256 instructions
     #[cfg(feature = "fault-injection")]
-    #[arg(long, value_name = "FAULT")]
-    inject_fault: Option<exec::Fault>,
+    #[arg(long, value_name = "FAULT,...", value_delimiter = ',')]
+    inject_fault: Vec<exec::Fault>,
 }
 
 #[derive(Debug, Clone, Copy, Args)]

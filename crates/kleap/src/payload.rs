@@ -1,30 +1,136 @@
 //! What is loaded: the note that `load` leaves for `exec`, and the way to the bytes.
 
 use crate::error::Failure;
+use clap::ValueEnum;
 use kleap_linux::hugepages::PageFile;
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::Region;
 use kleap_memmap::PhysAddr;
 use kleap_plan::{Layout, Owned, Place, Strategy};
-use kleap_relocator::crc32c;
+use kleap_relocator::digest::{self, Algorithm, Digests, chunk_size_bytes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::num::NonZero;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A piece's bytes as they were loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Content {
-    pub(crate) size_bytes: u64,
-    pub(crate) crc32c: u32,
+/// How the payload is verified: by `exec`, and by the relocator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verify {
+    /// CRC32C: finds whatever accidents do to memory, at the speed of memory
+    #[default]
+    Crc32c,
+    /// SHA-256
+    Sha256,
+    /// Not at all: what is damaged after load is entered as it is. Only the relocator itself is verified
+    None,
 }
 
-impl From<Content> for kleap_plan::stage::Content {
-    fn from(content: Content) -> Self {
-        Self {
-            size_bytes: content.size_bytes,
-            crc32c: content.crc32c,
+impl Verify {
+    /// The algorithm that it stands for.
+    pub(crate) const fn algorithm(self) -> Option<Algorithm> {
+        match self {
+            Self::Crc32c => Some(Algorithm::Crc32c),
+            Self::Sha256 => Some(Algorithm::Sha256),
+            Self::None => None,
         }
     }
+}
+
+/// A piece's bytes as they were loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    pub(crate) size_bytes: u64,
+    /// Words of the digests of its chunks ([`Digests::words`]).
+    pub(crate) digests: Vec<u64>,
+}
+
+impl Content {
+    /// Of bytes that lie in these slices, in order.
+    pub(crate) fn of(verify: Verify, slices: &[&[u8]]) -> Self {
+        Self {
+            size_bytes: slices.iter().map(|slice| slice.len() as u64).sum(),
+            digests: digests(verify, slices),
+        }
+    }
+
+    /// Its digests, as the hand-off has them.
+    pub(crate) fn digests(&self, verify: Verify) -> Digests {
+        Digests {
+            algorithm: verify.algorithm(),
+            words: self.digests.clone(),
+        }
+    }
+}
+
+/// Most threads that take digests: some are enough for any memory, and each has a stack.
+const THREADS_MAX: usize = 16;
+
+/// Words of the digests of the chunks of a piece that lies in these slices; on all CPUs that there are, up to
+/// [`THREADS_MAX`].
+fn digests(verify: Verify, slices: &[&[u8]]) -> Vec<u64> {
+    let Some(algorithm) = verify.algorithm() else {
+        return Vec::new();
+    };
+    let chunks = chunks(slices);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        // A counter, not a share for each: CPUs differ, and so do their memories.
+        while let Some(chunk) = {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            chunks.get(number).map(|chunk| (number, chunk))
+        } {
+            done.push((chunk.0, digest::on_host(algorithm, chunk.1)));
+        }
+        done
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let others = cpus.min(THREADS_MAX).min(chunks.len()).saturating_sub(1);
+    let mut found = std::thread::scope(|scope| {
+        // Where no thread may be started, this one does all of it.
+        let threads: Vec<_> = (0..others)
+            .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
+        let mut found = work();
+        for thread in threads {
+            match thread.join() {
+                Ok(more) => found.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        found
+    });
+    found.sort_unstable_by_key(|(number, _)| *number);
+    let words = algorithm.digest_words();
+    found
+        .iter()
+        .flat_map(|(_, digest)| digest.words().into_iter().take(words))
+        .collect()
+}
+
+/// The chunks of a piece that lies in these slices: each a list of slices.
+fn chunks<'a>(slices: &[&'a [u8]]) -> Vec<Vec<&'a [u8]>> {
+    let size_bytes = slices.iter().map(|slice| slice.len() as u64).sum();
+    let chunk_bytes = usize::try_from(chunk_size_bytes(size_bytes)).unwrap_or(usize::MAX);
+    let mut chunks: Vec<Vec<&[u8]>> = Vec::new();
+    let mut room = 0;
+    for mut slice in slices.iter().copied() {
+        while !slice.is_empty() {
+            if room == 0 {
+                chunks.push(Vec::new());
+                room = chunk_bytes;
+            }
+            let (now, later) = slice.split_at(room.min(slice.len()));
+            if let Some(chunk) = chunks.last_mut() {
+                chunk.push(now);
+            }
+            room -= now.len();
+            slice = later;
+        }
+    }
+    chunks
 }
 
 /// A file of huge pages of one size.
@@ -55,6 +161,8 @@ pub(crate) struct Loaded {
     pub(crate) layout: Layout,
     /// What was asked for.
     pub(crate) strategy: Strategy,
+    /// How it is verified.
+    pub(crate) verify: Verify,
     /// Path of the kernel, as given.
     pub(crate) kernel_path: String,
     /// The kernel's banner, if it has one.
@@ -79,12 +187,12 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     /// Every piece with its name, place and content.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&'static str, &Place, Content)> {
-        let initrd = self.layout.initrd.as_ref().zip(self.initrd);
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&'static str, &Place, &Content)> {
+        let initrd = self.layout.initrd.as_ref().zip(self.initrd.as_ref());
         [
-            Some(("Image", &self.layout.image, self.image)),
+            Some(("Image", &self.layout.image, &self.image)),
             initrd.map(|(place, content)| ("initrd", place, content)),
-            Some(("device tree", &self.layout.device_tree, self.device_tree)),
+            Some(("device tree", &self.layout.device_tree, &self.device_tree)),
         ]
         .into_iter()
         .flatten()
@@ -157,17 +265,12 @@ impl Files {
             .collect()
     }
 
-    /// Digest of a piece as it is in memory now.
-    pub(crate) fn digest(&self, place: &Place, size_bytes: u64) -> u32 {
+    /// A piece as it is in memory now, in order.
+    pub(crate) fn slices(&self, place: &Place, size_bytes: u64) -> Vec<&[u8]> {
         stretches(place, size_bytes, &self.page_sizes())
             .into_iter()
-            .fold(0, |crc, at| {
-                let bytes = self
-                    .0
-                    .get(at.file)
-                    .map_or(&[][..], |file| &file.page(at.page)[at.from..at.to]);
-                crc32c::update_on_host(crc, bytes)
-            })
+            .filter_map(|at| Some(&self.0.get(at.file)?.page(at.page)[at.from..at.to]))
+            .collect()
     }
 
     /// Calls `each` with every stretch that holds a piece, in order, to be written.
@@ -292,6 +395,34 @@ mod tests {
         assert_eq!(bytes, 200);
         assert!(stretches(&place, 0, &[100, 10]).is_empty());
         assert!(stretches(&place, u64::MAX, &[100, 0]).len() >= 3);
+    }
+
+    /// However a piece lies in memory, its digests are those of its bytes.
+    #[test]
+    fn digests_do_not_depend_on_slices_and_threads() {
+        let piece: Vec<u8> = (0..5_000_000_u64)
+            .map(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()[7])
+            .collect();
+        let cuts = [
+            0,
+            1,
+            77,
+            1 << 20,
+            (1 << 20) + 1,
+            3 << 20,
+            4_999_999,
+            5_000_000,
+        ];
+        let slices: Vec<&[u8]> = cuts.windows(2).map(|cut| &piece[cut[0]..cut[1]]).collect();
+        for verify in [Verify::Crc32c, Verify::Sha256] {
+            let expected = Digests::of(verify.algorithm().unwrap(), &piece);
+            let content = Content::of(verify, &slices);
+            assert_eq!(content.size_bytes, 5_000_000);
+            assert_eq!(content.digests(verify), expected);
+            assert_eq!(Content::of(verify, &[&piece]).digests, expected.words);
+            assert!(Content::of(verify, &[]).digests.is_empty());
+        }
+        assert!(Content::of(Verify::None, &slices).digests.is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::error::Failure;
 use crate::output::line;
 use crate::{machine, output, units};
 use kleap_linux::{facts, kernel_log};
+use kleap_relocator::digest::Algorithm;
 use kleap_relocator::timeline::{PROPERTY, Timeline};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -37,7 +38,10 @@ struct Report {
     moved_bytes: u64,
     verified_bytes: u64,
     cleaned_bytes: u64,
-    crc32_instructions: bool,
+    /// How Image, initrd and device tree were verified: `crc32c`, `sha256`, `none`.
+    verify: &'static str,
+    /// Whether instructions made for that were used.
+    digest_instructions: bool,
     translation_tables: u64,
     translation_table_bytes: u64,
     redistributors: u64,
@@ -125,7 +129,12 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
         moved_bytes: t.moved_bytes,
         verified_bytes: t.verified_bytes,
         cleaned_bytes: t.cleaned_bytes,
-        crc32_instructions: t.crc_instructions,
+        verify: match t.algorithm {
+            Some(Algorithm::Crc32c) => "crc32c",
+            Some(Algorithm::Sha256) => "sha256",
+            None => "none",
+        },
+        digest_instructions: t.digest_instructions,
         translation_tables: t.tables,
         translation_table_bytes: t.tables.saturating_mul(t.table_size_bytes),
         redistributors: t.redistributors,
@@ -185,10 +194,12 @@ fn table(report: &Report) -> String {
         units::bytes(report.moved_bytes),
         report.moves,
         units::bytes(report.verified_bytes),
-        if report.crc32_instructions {
-            "CRC32 instructions"
-        } else {
-            "CRC32 in software"
+        match (report.verify, report.digest_instructions) {
+            ("none", _) => "the relocator alone: --verify none",
+            ("sha256", true) => "SHA-256 instructions",
+            ("sha256", false) => "SHA-256 in software",
+            (_, true) => "CRC32 instructions",
+            (_, false) => "CRC32 in software",
         },
         units::bytes(report.cleaned_bytes),
         report.translation_tables,
@@ -275,6 +286,47 @@ mod tests {
         let text = table(&report);
         assert!(text.contains("shutdown is unknown"), "{text}");
         assert!(!text.contains("startup is unknown"), "{text}");
+    }
+
+    #[test]
+    fn how_it_was_verified_is_said() {
+        for (algorithm, digest_instructions, verify, said) in [
+            (None, false, "none", "(the relocator alone: --verify none)"),
+            (
+                Some(Algorithm::Crc32c),
+                true,
+                "crc32c",
+                "(CRC32 instructions)",
+            ),
+            (
+                Some(Algorithm::Crc32c),
+                false,
+                "crc32c",
+                "(CRC32 in software)",
+            ),
+            (
+                Some(Algorithm::Sha256),
+                true,
+                "sha256",
+                "(SHA-256 instructions)",
+            ),
+            (
+                Some(Algorithm::Sha256),
+                false,
+                "sha256",
+                "(SHA-256 in software)",
+            ),
+        ] {
+            let timeline = Timeline {
+                algorithm,
+                digest_instructions,
+                ..Timeline::default()
+            };
+            let report = build(&timeline, None);
+            assert_eq!(report.verify, verify);
+            let text = table(&report);
+            assert!(text.contains(said), "{text}");
+        }
     }
 
     #[test]

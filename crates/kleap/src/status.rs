@@ -6,11 +6,12 @@
 use crate::error::Failure;
 use crate::machine::{self, Memory};
 use crate::output::line;
-use crate::payload::{Loaded, used_pages};
+use crate::payload::{Loaded, Verify, used_pages};
 use crate::{exec, output, store, units};
 use kleap_linux::kexec;
 use kleap_plan::stage::Summary;
 use kleap_plan::{KexecCost, Strategy};
+use kleap_relocator::digest::{Algorithm, chunk_size_bytes};
 use serde::Serialize;
 
 /// One piece, as JSON.
@@ -18,7 +19,12 @@ use serde::Serialize;
 struct Piece {
     piece: &'static str,
     size_bytes: u64,
-    crc32c: String,
+    /// Of the whole piece, with `verify` `crc32c`.
+    crc32c: Option<String>,
+    /// One for each chunk; empty with `verify` `none`.
+    digests: Vec<String>,
+    /// Size of a chunk; the last one may be smaller.
+    chunk_size_bytes: u64,
     address: u64,
     in_place: bool,
     /// Bytes of the pages that are where they belong, and of all that hold it.
@@ -41,6 +47,8 @@ struct LoadedStatus<'a> {
     initrd: Option<&'a str>,
     command_line: &'a str,
     strategy: kleap_plan::Strategy,
+    /// How the pieces are verified.
+    verify: Verify,
     in_place: bool,
     pieces: Vec<Piece>,
     /// Whether the pages are still there.
@@ -79,13 +87,23 @@ fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
         initrd: loaded.initrd_path.as_deref(),
         command_line: &loaded.command_line,
         strategy: loaded.strategy,
+        verify: loaded.verify,
         in_place: loaded.strategy != Strategy::Kernel && loaded.layout.is_in_place(),
         pieces: loaded
             .pieces()
             .map(|(piece, place, content)| Piece {
                 piece,
                 size_bytes: content.size_bytes,
-                crc32c: format!("{:#010x}", content.crc32c),
+                crc32c: content
+                    .digests(loaded.verify)
+                    .crc32c(content.size_bytes)
+                    .map(|crc| format!("{crc:#010x}")),
+                digests: content
+                    .digests(loaded.verify)
+                    .iter()
+                    .map(|digest| digest.to_string())
+                    .collect(),
+                chunk_size_bytes: chunk_size_bytes(content.size_bytes),
                 address: place.start().as_u64(),
                 in_place: loaded.strategy != Strategy::Kernel && place.is_in_place(),
                 in_place_bytes: place
@@ -217,9 +235,14 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
     if let Some(summary) = &loaded.hand_over {
         line!(
             text,
-            "at hand-over: {} moved, {} verified, {} translation tables",
+            "at hand-over: {} moved, {} verified{}, {} translation tables",
             units::bytes(summary.moved_bytes),
             units::bytes(summary.verified_bytes),
+            match loaded.verify.algorithm() {
+                Some(Algorithm::Crc32c) => " by CRC32C",
+                Some(Algorithm::Sha256) => " by SHA-256",
+                None => " (the relocator alone: --verify none)",
+            },
             summary.tables
         );
     }

@@ -35,6 +35,7 @@ use kleap_relocator::abi::{
     self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, MOVES_MAX, Move, Piece, PieceKind,
     Redistributors, STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
 };
+use kleap_relocator::digest::{Algorithm, Digests};
 use kleap_relocator::{crc32c, image, timeline};
 use serde::Serialize;
 
@@ -46,16 +47,18 @@ pub const ROOM_FIRST_BYTES: u64 = 2 << 20;
 pub const ROOM_MAX_BYTES: u64 = 32 << 20;
 /// Sets of tables: one for each kind of regime.
 const REGIMES: u64 = 2;
+/// Most digests of the tables and the program: both are smaller than [`ROOM_MAX_BYTES`], in chunks of 1 MiB.
+const OWN_DIGESTS_MAX: usize = 33;
 /// `TCR.IPS` for 48 bits (Arm ARM D24.2.189).
 const PHYSICAL_SIZE_48_BITS: u64 = 5;
 
 /// A piece's content as it was loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
     /// Bytes.
     pub size_bytes: u64,
-    /// CRC32C of them.
-    pub crc32c: u32,
+    /// Of each chunk of them.
+    pub digests: Digests,
 }
 
 /// Registers that the relocator will use.
@@ -218,9 +221,9 @@ fn align_up(bytes: u64, alignment_bytes: u64) -> u64 {
     bytes.next_multiple_of(alignment_bytes)
 }
 
-/// What has to be copied to bring `content` to its place: the parts of it that are elsewhere.
-fn copies(place: &Place, content: Content) -> Vec<moves::MemoryCopy> {
-    let content_end_bytes = place.offset_bytes + content.size_bytes;
+/// What has to be copied to bring `content_bytes` of content to their place: the parts that are elsewhere.
+fn copies(place: &Place, content_bytes: u64) -> Vec<moves::MemoryCopy> {
+    let content_end_bytes = place.offset_bytes + content_bytes;
     let mut at_bytes = 0;
     let mut copies = Vec::new();
     for (part, target) in place.parts_with_targets() {
@@ -243,9 +246,13 @@ fn copies(place: &Place, content: Content) -> Vec<moves::MemoryCopy> {
     copies
 }
 
-/// Checks that there is memory for every byte of `content`, and room at the target for it and for
+/// Checks that there is memory for all `content_bytes`, and room at the target for it and for
 /// whatever else is cleaned. The layout was stored since it was chosen: nothing in it is believed.
-fn check_content(place: &Place, content: Content, clean_size_bytes: u64) -> Result<(), StageError> {
+fn check_content(
+    place: &Place,
+    content_bytes: u64,
+    clean_size_bytes: u64,
+) -> Result<(), StageError> {
     for part in &place.parts {
         PhysRange::from_size(part.address, part.size_bytes)?;
     }
@@ -256,8 +263,8 @@ fn check_content(place: &Place, content: Content, clean_size_bytes: u64) -> Resu
         place.held_bytes()
     };
     for (size_bytes, most_bytes) in [
-        (content.size_bytes, held_bytes),
-        (content.size_bytes, place.target.size_bytes()),
+        (content_bytes, held_bytes),
+        (content_bytes, place.target.size_bytes()),
         (clean_size_bytes, place.target.size_bytes()),
     ] {
         let end_bytes = place.offset_bytes.checked_add(size_bytes);
@@ -438,10 +445,15 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     }
     let geometry = Geometry::new(granule, VA_BITS, OutputAddressSize::Bits48)?;
     let start = layout.stage.start();
-    let program = image::program_at(start.as_u64())?;
+    let mut program = image::program_at(start.as_u64())?;
+    // It is read in pairs of words.
+    program.resize(
+        program.len().next_multiple_of(abi::BLOCK_ALIGNMENT_BYTES),
+        0,
+    );
 
-    let mut contents = vec![(PieceKind::Image, &layout.image, input.image)];
-    match (&layout.initrd, input.initrd) {
+    let mut contents = vec![(PieceKind::Image, &layout.image, &input.image)];
+    match (&layout.initrd, &input.initrd) {
         (Some(place), Some(content)) => contents.push((PieceKind::Initrd, place, content)),
         (None, None) => {}
         _ => return Err(StageError::Initrd),
@@ -449,24 +461,25 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     contents.push((
         PieceKind::DeviceTree,
         &layout.device_tree,
-        input.device_tree,
+        &input.device_tree,
     ));
 
     check_timeline(input)?;
-    let (mut pieces, mut copied) = (Vec::new(), Vec::new());
+    let (mut pieces, mut copied, mut digests) = (Vec::new(), Vec::new(), Vec::new());
     for &(kind, place, content) in &contents {
         let clean_size_bytes = match kind {
             // BSS and first tables included: the next kernel writes there with the MMU off.
             PieceKind::Image => input.image_size_bytes,
             _ => content.size_bytes,
         };
-        check_content(place, content, clean_size_bytes)?;
-        copied.extend(copies(place, content));
+        check_content(place, content.size_bytes, clean_size_bytes)?;
+        copied.extend(copies(place, content.size_bytes));
+        digests.extend(&content.digests.words);
         pieces.push(Piece {
             kind,
             start: place.start().as_u64(),
             size_bytes: content.size_bytes,
-            crc32c: content.crc32c,
+            algorithm: content.digests.algorithm,
             clean_size_bytes,
         });
     }
@@ -486,12 +499,16 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         })
         .collect();
 
-    // The block's size depends on counts alone, and two more pieces (tables, program) are certain.
-    let block_bytes = (abi::HEADER_WORDS
+    // The block's size depends on counts alone, and two more pieces (tables, program) are certain. How many
+    // digests the tables will have is not, so there is room for the most.
+    let block_bytes = ((abi::HEADER_WORDS
+        + digests.len()
+        + OWN_DIGESTS_MAX
         + (pieces.len() + 2) * abi::PIECE_WORDS
         + copies.len() * abi::MOVE_WORDS
-        + regions.len() * abi::REDISTRIBUTORS_WORDS) as u64
-        * 8;
+        + regions.len() * abi::REDISTRIBUTORS_WORDS)
+        * 8)
+    .next_multiple_of(abi::BLOCK_ALIGNMENT_BYTES) as u64;
     let tables_offset_bytes = align_up(HAND_OFF_OFFSET_BYTES + block_bytes, STAGE_ALIGNMENT_BYTES);
     let base =
         start
@@ -521,11 +538,12 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
             kind,
             start: start.as_u64(),
             size_bytes: bytes.len() as u64,
-            crc32c: crc32c::update(0, bytes),
+            algorithm: Some(Algorithm::Crc32c),
             clean_size_bytes: 0,
         });
+        digests.extend(Digests::of(Algorithm::Crc32c, bytes).words);
     }
-    let header = header(input, stage_bytes, &two, &one);
+    let header = header(input, stage_bytes, &program, &two, &one);
     let moves: Vec<Move> = copies
         .iter()
         .map(|copy| Move {
@@ -534,7 +552,7 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
             size_bytes: copy.size_bytes,
         })
         .collect();
-    let block = abi::encode(&header, &pieces, &moves, &regions)?;
+    let block = abi::encode(&header, &pieces, &digests, &moves, &regions)?;
 
     let mut bytes = program;
     let mut append = |at: u64, part: &[u8]| {
@@ -548,7 +566,11 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         moves: moves.len() as u64,
         moved_bytes: moves.iter().map(|copy| copy.size_bytes).sum(),
         in_place_bytes: piece_bytes - copied_bytes,
-        verified_bytes: pieces.iter().map(|piece| piece.size_bytes).sum(),
+        verified_bytes: pieces
+            .iter()
+            .filter(|piece| piece.algorithm.is_some())
+            .map(|piece| piece.size_bytes)
+            .sum(),
         tables: two.table_count(),
         tables_bytes,
         stage_bytes,
@@ -560,7 +582,13 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
     })
 }
 
-fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tables) -> Header {
+fn header(
+    input: &StageInput<'_>,
+    stage_size_bytes: u64,
+    program: &[u8],
+    two: &Tables,
+    one: &Tables,
+) -> Header {
     let layout = input.layout;
     let device_tree = layout.device_tree.start().as_u64();
     Header {
@@ -584,6 +612,11 @@ fn header(input: &StageInput<'_>, stage_size_bytes: u64, two: &Tables, one: &Tab
         tables_two_privileges: two.table_count(),
         tables_one_privilege: one.table_count(),
         table_size_bytes: two.geometry().granule().size_bytes(),
+        program_size_bytes: program.len() as u64,
+        program_crc32c: crc32c::update(0, program),
+        tables_two_privileges_crc32c: crc32c::update(0, two.bytes()),
+        tables_one_privilege_crc32c: crc32c::update(0, one.bytes()),
+        portable: false,
     }
 }
 

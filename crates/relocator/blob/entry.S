@@ -8,6 +8,11 @@
 // Before the MMU is on: no stack, no store, no load but from the stage, which the first kernel has
 // cleaned to the point of coherency; after it is off again: no load at all.
 //
+// What the MMU is turned on with (hand-off block, this program, the tables of the regime at hand) is
+// compared with its CRC32C first. The code that compares is part of what is compared. Broken code cannot be
+// trusted to find out that it is broken; but it is some hundred bytes of all that, and Rust looks at the
+// program once more when the MMU is on. docs/decisions/0020-the-stage-is-verified-first.md
+//
 // With E2H set, the _EL1 names reach the _EL2 registers (Arm ARM D24.1, "redirection"), in the EL1
 // layout. So there are two paths, not three: "two privileges" (EL1, and EL2 with E2H) and "one
 // privilege" (EL2 without).
@@ -26,6 +31,7 @@ _start:
     mrs     x19, cntvct_el0
     msr     spsel, #1
     msr     tpidr_el0, xzr              // counts attempts to reset
+    msr     tpidrro_el0, xzr            // 1: the hand-off block was right
     adr     x20, _start
     add     x21, x20, #{HAND_OFF_OFFSET}
 
@@ -38,6 +44,103 @@ _start:
     tbz     x0, #34, 1f                 // HCR_EL2.E2H
     mov     x22, #3
 1:
+    // Vectors first: from here on an exception is reported. The instruction cache is turned on as well, or
+    // else every pass of a loop would be fetched from memory.
+    adr     x4, vectors
+    ic      iallu
+    dsb     nsh
+    isb
+    cmp     x22, #2
+    b.eq    1f
+    ldr     x5, =0x30501800             // SCTLR_EL1: RES1 | I
+    msr     vbar_el1, x4
+    msr     sctlr_el1, x5
+    b       2f
+1:  ldr     x5, =0x30c51830             // SCTLR_EL2 without E2H: RES1 | I
+    msr     vbar_el2, x4
+    msr     sctlr_el2, x5
+2:  isb
+
+    // What `checksum` needs: x9 whether there is CRC32CX, x10 the polynomial of those who have not.
+    mrs     x9, id_aa64isar0_el1
+    ubfx    x9, x9, #16, #4             // CRC32
+    ldr     x5, [x21, #{PORTABLE}]
+    cmp     x5, #0
+    csel    x9, x9, xzr, eq
+    ldr     w10, =0x82f63b78            // Castagnoli, reflected
+
+    // The hand-off block, before any of it is believed. Its size alone has to be, so it gets a limit: what is
+    // read beyond the block then is the memory that follows.
+    adr     x15, hand_off_line
+    ldr     x2, [x21, #{SIZE_BYTES}]
+    ldr     x4, [x21, #{CRC32C}]
+    cmp     x2, #{HEADER_SIZE_BYTES}
+    b.lo    say
+    cmp     x2, #{HAND_OFF_MAX_BYTES}
+    b.hi    say
+    mov     x1, x21
+    add     x5, x21, #({CRC32C} + 16)   // the digest itself counts as zero
+    adr     x6, 3f
+    b       checksum
+
+3:  mov     x1, #1
+    msr     tpidrro_el0, x1
+    adr     x15, program_line
+    ldr     x2, [x21, #{PROGRAM_SIZE_BYTES}]
+    ldr     x4, [x21, #{PROGRAM_CRC32C}]
+    mov     x1, x20
+    mov     x5, xzr
+    adr     x6, 4f
+    b       checksum
+
+    // The tables that will be used; those of the other kind of regime are no business of this machine.
+4:  adr     x15, tables_line
+    ldr     x1, [x21, #{TTBR_TWO_PRIVILEGES}]
+    ldr     x2, [x21, #{TABLES_TWO_PRIVILEGES}]
+    ldr     x4, [x21, #{TABLES_TWO_PRIVILEGES_CRC32C}]
+    cmp     x22, #2
+    b.ne    5f
+    ldr     x1, [x21, #{TTBR_ONE_PRIVILEGE}]
+    ldr     x2, [x21, #{TABLES_ONE_PRIVILEGE}]
+    ldr     x4, [x21, #{TABLES_ONE_PRIVILEGE_CRC32C}]
+5:  ldr     x3, [x21, #{TABLE_SIZE_BYTES}]
+    mul     x2, x2, x3
+    adr     x6, checked
+    // falls through
+
+// Compares the CRC32C of x2 bytes (a multiple of 16) at x1 with x4, and goes on at x6, or says the line at x15.
+// The word at x5 - 16 counts as zero. One load for 16 bytes: with the MMU off each goes to memory.
+// (A pair of 16-byte registers would be split in two again, and the kernel may have FP trapped.)
+checksum:
+    add     x2, x2, x1
+    mov     w0, #-1
+6:  cmp     x1, x2
+    b.hs    9f
+    ldp     x7, x8, [x1], #16
+    cmp     x1, x5
+    csel    x7, xzr, x7, eq
+    cbz     x9, 7f
+    .arch_extension crc
+    crc32cx w0, w0, x7
+    crc32cx w0, w0, x8
+    b       6b
+    // Without the instruction: bit by bit. A table would be slower, as long as it is read from memory.
+7:  .irp    word, x7, x8
+    eor     x0, x0, \word
+    mov     x11, #64
+8:  sbfx    x12, x0, #0, #1
+    and     x12, x12, x10
+    eor     x0, x12, x0, lsr #1
+    subs    x11, x11, #1
+    b.ne    8b
+    .endr
+    b       6b
+9:  mvn     w0, w0
+    cmp     x0, x4
+    b.ne    say
+    br      x6
+
+checked:
     // The physical address size: what the CPU has, but no more than the tables were built for.
     mrs     x1, id_aa64mmfr0_el1
     and     x1, x1, #0xf                // PARange
@@ -45,12 +148,10 @@ _start:
     cmp     x1, x2
     csel    x1, x1, x2, lo
     ldr     x3, [x21, #{MAIR}]
-    adr     x4, vectors
     cmp     x22, #2
     b.eq    one_privilege
 
 two_privileges:
-    msr     vbar_el1, x4
     mov     x5, #(3 << 20)              // CPACR.FPEN (CPTR_EL2.FPEN with E2H): no trap
     msr     cpacr_el1, x5
     mrs     x5, S3_0_C0_C7_3            // ID_AA64MMFR3_EL1
@@ -77,7 +178,6 @@ two_privileges:
     b       mmu_on
 
 one_privilege:
-    msr     vbar_el2, x4
     mov     x5, #0x33ff                 // CPTR_EL2: RES1, FP and SIMD not trapped
     msr     cptr_el2, x5
     mrs     x5, S3_0_C0_C7_3
@@ -197,11 +297,14 @@ exception:
     b       reset
 
 // The MMU is off: a fixed line, then reset. x12 UART, x13 the byte register, x14 the status register.
+// A damaged block may name a wrong UART: then either nobody reads the line, or there is an exception, whose
+// line goes the same way, and the second exception resets.
 early:
+    adr     x15, early_line
+say:
     ldr     x9, [x21, #{UART_KIND}]
     ldr     x12, [x21, #{UART_BASE}]
     cbz     x9, reset
-    adr     x15, early_line
 3:  ldrb    w1, [x15], #1
     cbz     w1, reset
     mov     x16, #0x100000              // polls before a byte is given up
@@ -235,44 +338,52 @@ early:
 10: str     w1, [x12]
     b       3b
 
-// PSCI SYSTEM_RESET, and SYSTEM_OFF should that return. From EL2 always by SMC: HVC would go to our own
-// vectors.
+// PSCI SYSTEM_RESET, and SYSTEM_OFF should that return: by the conduit of the block, then by the other one,
+// as the block may be what is damaged. From EL2 always by SMC: HVC would go to our own vectors.
     .globl  reset
     .type   reset, %function
 reset:
-    // A call that does not exist here is an exception, which leads back to this place: the second time
-    // there is nothing left to try.
-    mrs     x0, tpidr_el0
-    add     x0, x0, #1
-    msr     tpidr_el0, x0
-    cmp     x0, #2
-    b.hi    4f
-    adr     x21, _start
+    // A call that does not exist here is an exception, which leads back to this place, where the next way
+    // is tried: TPIDR_EL0 counts them.
+1:  adr     x21, _start
     add     x21, x21, #{HAND_OFF_OFFSET}
-    ldr     x22, [x21, #{PSCI_CONDUIT}] // x19 and up are kept by the callee (SMCCC), the others are not
-    mrs     x10, CurrentEL
-    cmp     x10, #(2 << 2)
-    csinc   x22, x22, xzr, ne           // at EL2: 1, SMC
-    ldr     w19, =0x84000009            // SYSTEM_RESET
-1:  mov     w0, w19
+    mrs     x10, tpidr_el0
+    cmp     x10, #4
+    b.hs    4f                          // nothing left to try; a watchdog may help
+    add     x0, x10, #1
+    msr     tpidr_el0, x0
+    isb
+    ldr     x9, [x21, #{PSCI_CONDUIT}]
+    mrs     x1, tpidrro_el0
+    cmp     x1, x9
+    b.hi    4f                          // there is no PSCI, says a block that was right
+    cmp     x9, #2
+    cset    x9, eq                      // 1: HVC first
+    eor     x9, x9, x10                 // every second time the other one
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    csel    x9, x9, xzr, ne
+    ldr     w0, =0x84000009             // SYSTEM_RESET
+    ubfx    w11, w10, #1, #1
+    sub     w0, w0, w11                 // the third and fourth time 0x84000008, SYSTEM_OFF
     mov     x1, xzr
     mov     x2, xzr
     mov     x3, xzr
-    cmp     x22, #1
-    b.eq    2f
-    cmp     x22, #2
-    b.ne    4f                          // no PSCI: nothing that could be called; a watchdog may help
+    tbz     x9, #0, 2f
     hvc     #0
-    b       3f
+    b       1b
 2:  smc     #0
-3:  ldr     w0, =0x84000008             // SYSTEM_OFF
-    cmp     w19, w0
-    mov     w19, w0
-    b.ne    1b
+    b       1b
 4:  wfe
     b       4b
     .ltorg
 
 early_line:
     .asciz  "kleap: hand-over stopped: exception before the MMU was on; resetting\r\n"
+hand_off_line:
+    .asciz  "kleap: hand-over stopped: hand-off block damaged before the MMU was on; resetting\r\n"
+program_line:
+    .asciz  "kleap: hand-over stopped: relocator damaged before the MMU was on; resetting\r\n"
+tables_line:
+    .asciz  "kleap: hand-over stopped: translation tables damaged before the MMU was on; resetting\r\n"
     .balign 4

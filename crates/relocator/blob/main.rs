@@ -10,10 +10,14 @@
 use core::arch::{asm, global_asm};
 use core::fmt::Write;
 use core::ptr::{read_volatile, write_volatile};
-use kleap_relocator::abi::{self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, Uart, word};
+use kleap_relocator::abi::{
+    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, Uart, word,
+};
 use kleap_relocator::crc32c;
+use kleap_relocator::digest::{Algorithm, Digest};
 use kleap_relocator::failure::Failure;
 use kleap_relocator::relocate::{Entry, Machine, relocate};
+use kleap_relocator::sha256::Hasher;
 use kleap_relocator::timeline::Level;
 
 global_asm!(
@@ -33,6 +37,18 @@ global_asm!(
     UART_REG_SHIFT = const word::UART_REG_SHIFT * 8,
     UART_WIDTH_BYTES = const word::UART_WIDTH_BYTES * 8,
     PSCI_CONDUIT = const word::PSCI_CONDUIT * 8,
+    HEADER_SIZE_BYTES = const HEADER_WORDS * 8,
+    HAND_OFF_MAX_BYTES = const HAND_OFF_MAX_BYTES,
+    SIZE_BYTES = const word::SIZE_BYTES * 8,
+    CRC32C = const word::CRC32C * 8,
+    PROGRAM_SIZE_BYTES = const word::PROGRAM_SIZE_BYTES * 8,
+    PROGRAM_CRC32C = const word::PROGRAM_CRC32C * 8,
+    TABLE_SIZE_BYTES = const word::TABLE_SIZE_BYTES * 8,
+    TABLES_TWO_PRIVILEGES = const word::TABLES_TWO_PRIVILEGES * 8,
+    TABLES_ONE_PRIVILEGE = const word::TABLES_ONE_PRIVILEGE * 8,
+    TABLES_TWO_PRIVILEGES_CRC32C = const word::TABLES_TWO_PRIVILEGES_CRC32C * 8,
+    TABLES_ONE_PRIVILEGE_CRC32C = const word::TABLES_ONE_PRIVILEGE_CRC32C * 8,
+    PORTABLE = const word::PORTABLE * 8,
 );
 global_asm!(include_str!("mem.S"));
 
@@ -63,14 +79,18 @@ const fn field(register: u64, lowest_bit: u32) -> u64 {
 /// The real machine.
 struct Hardware {
     crc_instructions: bool,
+    sha256_instructions: bool,
     /// Smallest data cache line of the system, bytes.
     line_bytes: u64,
 }
 
 impl Hardware {
+    /// What the CPU has, but for what the hand-off forbids.
     fn probe() -> Self {
+        let may = !abi::is_portable(block());
         Self {
-            crc_instructions: field(sysreg!("id_aa64isar0_el1"), 16) != 0,
+            crc_instructions: may && field(sysreg!("id_aa64isar0_el1"), 16) != 0,
+            sha256_instructions: may && field(sysreg!("id_aa64isar0_el1"), 12) != 0,
             line_bytes: 4 << field(sysreg!("ctr_el0"), 16), // CTR_EL0.DminLine, log2 of words
         }
     }
@@ -134,19 +154,34 @@ impl Machine for Hardware {
         }
     }
 
-    fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32 {
+    fn digest(&mut self, algorithm: Algorithm, start: u64, size_bytes: u64) -> Digest {
         // SAFETY: pieces are mapped; one CPU, interrupts masked: nothing else writes.
         let bytes = unsafe { memory(start, size_bytes) };
-        if self.crc_instructions {
-            // SAFETY: `probe` has read ID_AA64ISAR0_EL1.CRC32.
-            unsafe { crc32c::update_with_instructions(0, bytes) }
-        } else {
-            crc32c::update(0, bytes)
+        match algorithm {
+            Algorithm::Crc32c => Digest::Crc32c(if self.crc_instructions {
+                // SAFETY: `probe` has read ID_AA64ISAR0_EL1.CRC32.
+                unsafe { crc32c::update_with_instructions(0, bytes) }
+            } else {
+                crc32c::update(0, bytes)
+            }),
+            Algorithm::Sha256 => {
+                let mut hasher = if self.sha256_instructions {
+                    // SAFETY: `probe` has read ID_AA64ISAR0_EL1.SHA2.
+                    unsafe { Hasher::with_instructions() }
+                } else {
+                    Hasher::portable()
+                };
+                hasher.update(bytes);
+                Digest::Sha256(hasher.finish())
+            }
         }
     }
 
-    fn has_crc_instructions(&mut self) -> bool {
-        self.crc_instructions
+    fn has_instructions(&mut self, algorithm: Algorithm) -> bool {
+        match algorithm {
+            Algorithm::Crc32c => self.crc_instructions,
+            Algorithm::Sha256 => self.sha256_instructions,
+        }
     }
 
     fn clean(&mut self, start: u64, size_bytes: u64) {

@@ -16,13 +16,15 @@
 //! # The hand-off block
 //!
 //! Little-endian 64-bit words, nothing else: a header of [`HEADER_WORDS`] words at the indices in
-//! [`word`], then the pieces, the moves and the redistributor regions. Words were chosen over a
+//! [`word`], then the pieces, their digests, the moves and the redistributor regions. Words were chosen over a
 //! `repr(C)` structure because the assembly, the bare program, the command and the fuzzer must all
 //! agree on the layout, and with words there is none to disagree about; decoding needs no `unsafe`.
 //!
-//! The block ends with nothing; its CRC32C ([`word::CRC32C`]) covers all of it, that word read as zero.
+//! A block is a multiple of [`BLOCK_ALIGNMENT_BYTES`] long. Its CRC32C ([`word::CRC32C`]) covers all of it,
+//! that word read as zero.
 
 use crate::crc32c;
+use crate::digest::{Algorithm, CHUNKS_MAX, Digest, chunk_count, chunk_size_bytes};
 
 /// Alignment of the stage: the largest granule, so that every part can have its own permissions
 /// whatever the granule.
@@ -41,8 +43,13 @@ pub const HAND_OFF_MAX_BYTES: u64 = 1024 * 1024;
 /// First word of the block: `KLEAPHO1` in ASCII, first letter in the lowest byte.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"KLEAPHO1");
 
+/// Alignment of the block's size, and of the program's: both are read in pairs of words before the MMU is on.
+pub const BLOCK_ALIGNMENT_BYTES: usize = 16;
+
 /// Most pieces in a hand-off.
 pub const PIECES_MAX: usize = 16;
+/// Most words of digests in a hand-off.
+pub const DIGEST_WORDS_MAX: usize = PIECES_MAX * CHUNKS_MAX * 4;
 /// Most moves in a hand-off.
 pub const MOVES_MAX: usize = 32 * 1024;
 /// Most redistributor regions in a hand-off: on some machines with ACPI every CPU has its own.
@@ -117,10 +124,22 @@ pub mod word {
     pub const EXEC_PREPARED: usize = 28;
     /// LPIs: 0 to be turned off, 1 to be left on.
     pub const LPIS: usize = 29;
+    /// Size of the program, bytes.
+    pub const PROGRAM_SIZE_BYTES: usize = 32;
+    /// CRC32C of the program.
+    pub const PROGRAM_CRC32C: usize = 33;
+    /// CRC32C of the two-privileges set of tables.
+    pub const TABLES_TWO_PRIVILEGES_CRC32C: usize = 34;
+    /// CRC32C of the one-privilege set of tables.
+    pub const TABLES_ONE_PRIVILEGE_CRC32C: usize = 35;
+    /// 1: no instruction is to be used that some CPUs do not have, for tests and measurements; else 0.
+    pub const PORTABLE: usize = 36;
+    /// Words of digests, count.
+    pub const DIGEST_WORDS: usize = 37;
 }
 
 /// Words of the header.
-pub const HEADER_WORDS: usize = 32;
+pub const HEADER_WORDS: usize = 64;
 
 /// What a [`Piece`] is; it names the piece in the line that is printed when its digest is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,11 +202,33 @@ pub struct Piece {
     pub start: u64,
     /// Bytes that are verified.
     pub size_bytes: u64,
-    /// CRC32C of those bytes.
-    pub crc32c: u32,
+    /// How they are verified; `None` if not at all.
+    pub algorithm: Option<Algorithm>,
     /// Bytes from `start` that are cleaned (and invalidated) to the point of coherency. For the Image
     /// that is its `image_size`, BSS included: the next kernel writes there with the MMU off.
     pub clean_size_bytes: u64,
+}
+
+/// A part of a piece that has a digest of its own ([`crate::digest`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Of which piece.
+    pub kind: PieceKind,
+    /// First byte, physical address.
+    pub start: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// How it is verified.
+    pub algorithm: Algorithm,
+    /// What it must have; `None` is no digest of that algorithm, and in no block that was decoded.
+    pub expected: Option<Digest>,
+}
+
+/// Words that the digests of a piece take.
+fn digest_words(piece: &Piece) -> u64 {
+    piece.algorithm.map_or(0, |algorithm| {
+        (chunk_count(piece.size_bytes) * algorithm.digest_words()) as u64
+    })
 }
 
 /// One copy. Source and target may overlap, as in `memmove`; neither touches the stage.
@@ -304,6 +345,16 @@ pub struct Header {
     pub tables_one_privilege: u64,
     /// See [`word::TABLE_SIZE_BYTES`].
     pub table_size_bytes: u64,
+    /// See [`word::PROGRAM_SIZE_BYTES`].
+    pub program_size_bytes: u64,
+    /// See [`word::PROGRAM_CRC32C`].
+    pub program_crc32c: u32,
+    /// See [`word::TABLES_TWO_PRIVILEGES_CRC32C`].
+    pub tables_two_privileges_crc32c: u32,
+    /// See [`word::TABLES_ONE_PRIVILEGE_CRC32C`].
+    pub tables_one_privilege_crc32c: u32,
+    /// See [`word::PORTABLE`].
+    pub portable: bool,
 }
 
 /// Why a hand-off block cannot be used.
@@ -326,6 +377,8 @@ pub enum Rule {
     Size,
     /// The CRC32C is right.
     Digest,
+    /// There is a digest for every chunk of every piece that is verified, and no more.
+    Digests,
     /// A count is within its limit.
     Count,
     /// An enumerated word has a known value.
@@ -344,6 +397,7 @@ impl HandOffError {
             Rule::Magic => "bad magic number",
             Rule::Size => "bad size",
             Rule::Digest => "bad digest",
+            Rule::Digests => "not one digest for each chunk",
             Rule::Count => "count over its limit",
             Rule::Code => "unknown code",
             Rule::Range => "range over the end of the address space",
@@ -362,6 +416,7 @@ pub struct HandOff<'a> {
     /// The header.
     pub header: Header,
     pieces: &'a [u8],
+    digests: &'a [u8],
     moves: &'a [u8],
     redistributors: &'a [u8],
 }
@@ -405,10 +460,12 @@ impl<'a> HandOff<'a> {
             _ => refuse(Rule::Count, header_word(index)),
         };
         let piece_bytes = count(word::PIECES, PIECES_MAX)? * PIECE_WORDS * 8;
+        let digest_bytes = count(word::DIGEST_WORDS, DIGEST_WORDS_MAX)? * 8;
         let move_bytes = count(word::MOVES, MOVES_MAX)? * MOVE_WORDS * 8;
         let redistributor_bytes =
             count(word::REDISTRIBUTORS, REDISTRIBUTORS_MAX)? * REDISTRIBUTORS_WORDS * 8;
-        let size_bytes = HEADER_WORDS * 8 + piece_bytes + move_bytes + redistributor_bytes;
+        let array_bytes = piece_bytes + digest_bytes + move_bytes + redistributor_bytes;
+        let size_bytes = (HEADER_WORDS * 8 + array_bytes).next_multiple_of(BLOCK_ALIGNMENT_BYTES);
         if header_word(word::SIZE_BYTES) != size_bytes as u64
             || size_bytes as u64 > HAND_OFF_MAX_BYTES
         {
@@ -422,10 +479,13 @@ impl<'a> HandOff<'a> {
         }
         let (_, arrays) = block.split_at(HEADER_WORDS * 8);
         let (pieces, rest) = arrays.split_at(piece_bytes);
-        let (moves, redistributors) = rest.split_at(move_bytes);
+        let (digests, rest) = rest.split_at(digest_bytes);
+        let (moves, rest) = rest.split_at(move_bytes);
+        let (redistributors, _) = rest.split_at(redistributor_bytes);
         let hand_off = Self {
             header: decode_header(&header_word)?,
             pieces,
+            digests,
             moves,
             redistributors,
         };
@@ -442,8 +502,17 @@ impl<'a> HandOff<'a> {
             if at(1).checked_add(at(2).max(at(4))).is_none() {
                 return refuse(Rule::Range, at(1));
             }
-            if u32::try_from(at(3)).is_err() {
-                return refuse(Rule::Digest, at(3));
+            if Algorithm::from_code(at(3)).is_none() {
+                return refuse(Rule::Code, at(3));
+            }
+        }
+        let digest_words: u64 = self.pieces().map(|piece| digest_words(&piece)).sum();
+        if digest_words != (self.digests.len() / 8) as u64 {
+            return refuse(Rule::Digests, digest_words);
+        }
+        for chunk in self.chunks() {
+            if chunk.expected.is_none() {
+                return refuse(Rule::Digests, chunk.start);
             }
         }
         for copy in self.moves() {
@@ -471,10 +540,46 @@ impl<'a> HandOff<'a> {
                 kind: PieceKind::from_code(at(0)).unwrap_or(PieceKind::Program),
                 start: at(1),
                 size_bytes: at(2),
-                crc32c: (at(3) & 0xffff_ffff) as u32,
+                // `check_arrays` has seen every code of these too.
+                algorithm: Algorithm::from_code(at(3)).flatten(),
                 clean_size_bytes: at(4),
             }
         })
+    }
+
+    /// Every chunk of every piece that is verified, in the order of the pieces.
+    pub fn chunks(&self) -> impl Iterator<Item = Chunk> + '_ {
+        let digests = self.digests;
+        let mut index = 0;
+        self.pieces()
+            .filter_map(|piece| Some((piece, piece.algorithm?)))
+            .flat_map(move |(piece, algorithm)| {
+                let first = index;
+                index += chunk_count(piece.size_bytes) * algorithm.digest_words();
+                let chunk_bytes = chunk_size_bytes(piece.size_bytes);
+                (0..chunk_count(piece.size_bytes)).map(move |number| {
+                    let words = algorithm.digest_words();
+                    let mut digest = [0; 4];
+                    for (word, slot) in digest.iter_mut().take(words).enumerate() {
+                        *slot = read_word(digests, first + number * words + word);
+                    }
+                    // At most 2^64 in all: `check_arrays` has seen it.
+                    let before = number as u64 * chunk_bytes;
+                    Chunk {
+                        kind: piece.kind,
+                        start: piece.start.wrapping_add(before),
+                        size_bytes: chunk_bytes.min(piece.size_bytes - before),
+                        algorithm,
+                        expected: Digest::from_words(algorithm, digest),
+                    }
+                })
+            })
+    }
+
+    /// The words of all digests.
+    pub fn digest_words(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        let digests = self.digests;
+        (0..digests.len() / 8).map(move |index| read_word(digests, index))
     }
 
     /// The moves, in the order in which they are to be made.
@@ -502,6 +607,12 @@ impl<'a> HandOff<'a> {
             }
         })
     }
+}
+
+/// Whether a block forbids the instructions that some CPUs do not have, the rest of it unread.
+#[must_use]
+pub fn is_portable(block: &[u8]) -> bool {
+    read_word(block, word::PORTABLE) != 0
 }
 
 /// The console that a block names, the rest of it unread: for the line that says that the block is bad.
@@ -541,6 +652,15 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         1 => Lpis::LeaveOn,
         other => return refuse(Rule::Code, other),
     };
+    let portable = match at(word::PORTABLE) {
+        0 => false,
+        1 => true,
+        other => return refuse(Rule::Code, other),
+    };
+    let crc32c = |index| match u32::try_from(at(index)) {
+        Ok(crc32c) => Ok(crc32c),
+        Err(_) => refuse(Rule::Digest, at(index)),
+    };
     let stage = at(word::STAGE);
     let stage_size_bytes = at(word::STAGE_SIZE_BYTES);
     if stage.checked_add(stage_size_bytes).is_none() {
@@ -570,35 +690,49 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         tables_two_privileges: at(word::TABLES_TWO_PRIVILEGES),
         tables_one_privilege: at(word::TABLES_ONE_PRIVILEGE),
         table_size_bytes: at(word::TABLE_SIZE_BYTES),
+        program_size_bytes: at(word::PROGRAM_SIZE_BYTES),
+        program_crc32c: crc32c(word::PROGRAM_CRC32C)?,
+        tables_two_privileges_crc32c: crc32c(word::TABLES_TWO_PRIVILEGES_CRC32C)?,
+        tables_one_privilege_crc32c: crc32c(word::TABLES_ONE_PRIVILEGE_CRC32C)?,
+        portable,
     })
 }
 
 #[cfg(feature = "host")]
 mod encode {
     use super::{
-        HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, HandOff, HandOffError, Header,
-        Lpis, MAGIC, MOVES_MAX, Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule,
-        Uart, block_crc32c, read_word, refuse, word,
+        Algorithm, BLOCK_ALIGNMENT_BYTES, DIGEST_WORDS_MAX, HAND_OFF_MAX_BYTES,
+        HAND_OFF_OFFSET_BYTES, HEADER_WORDS, HandOff, HandOffError, Header, Lpis, MAGIC, MOVES_MAX,
+        Move, PIECES_MAX, Piece, REDISTRIBUTORS_MAX, Redistributors, Rule, Uart, block_crc32c,
+        digest_words, read_word, refuse, word,
     };
 
     /// Writes a hand-off block.
     ///
+    /// `digests` are the words of all chunks of all pieces, in order ([`crate::digest::Digests`]).
+    ///
     /// # Errors
-    /// [`HandOffError`] if there is more of something than a block may hold.
+    /// [`HandOffError`] if there is more of something than a block may hold, or not a digest for each chunk.
     pub fn encode(
         header: &Header,
         pieces: &[Piece],
+        digests: &[u64],
         moves: &[Move],
         redistributors: &[Redistributors],
     ) -> Result<Vec<u8>, HandOffError> {
         for (count, max) in [
             (pieces.len(), PIECES_MAX),
+            (digests.len(), DIGEST_WORDS_MAX),
             (moves.len(), MOVES_MAX),
             (redistributors.len(), REDISTRIBUTORS_MAX),
         ] {
             if count > max {
                 return refuse(Rule::Count, count as u64);
             }
+        }
+        let needed: u64 = pieces.iter().map(digest_words).sum();
+        if needed != digests.len() as u64 {
+            return refuse(Rule::Digests, needed);
         }
         let mut words = vec![0_u64; HEADER_WORDS];
         for (index, value) in [
@@ -629,7 +763,19 @@ mod encode {
             (word::TABLES_TWO_PRIVILEGES, header.tables_two_privileges),
             (word::TABLES_ONE_PRIVILEGE, header.tables_one_privilege),
             (word::TABLE_SIZE_BYTES, header.table_size_bytes),
+            (word::PROGRAM_SIZE_BYTES, header.program_size_bytes),
+            (word::PROGRAM_CRC32C, header.program_crc32c.into()),
+            (
+                word::TABLES_TWO_PRIVILEGES_CRC32C,
+                header.tables_two_privileges_crc32c.into(),
+            ),
+            (
+                word::TABLES_ONE_PRIVILEGE_CRC32C,
+                header.tables_one_privilege_crc32c.into(),
+            ),
+            (word::PORTABLE, header.portable.into()),
             (word::PIECES, pieces.len() as u64),
+            (word::DIGEST_WORDS, digests.len() as u64),
             (word::MOVES, moves.len() as u64),
             (word::REDISTRIBUTORS, redistributors.len() as u64),
         ] {
@@ -657,16 +803,18 @@ mod encode {
                 piece.kind.code(),
                 piece.start,
                 piece.size_bytes,
-                u64::from(piece.crc32c),
+                Algorithm::code(piece.algorithm),
                 piece.clean_size_bytes,
             ]);
         }
+        words.extend(digests);
         for copy in moves {
             words.extend([copy.target, copy.source, copy.size_bytes]);
         }
         for region in redistributors {
             words.extend([region.start, region.size_bytes, region.stride_bytes]);
         }
+        words.resize(words.len().next_multiple_of(BLOCK_ALIGNMENT_BYTES / 8), 0);
         let size_bytes = words.len() as u64 * 8;
         if size_bytes > HAND_OFF_MAX_BYTES {
             return refuse(Rule::Size, size_bytes);
@@ -738,6 +886,11 @@ mod tests {
             tables_two_privileges: 7,
             tables_one_privilege: 8,
             table_size_bytes: 4096,
+            program_size_bytes: 0x6000,
+            program_crc32c: 0xffff_ffff,
+            tables_two_privileges_crc32c: 9,
+            tables_one_privilege_crc32c: 10,
+            portable: false,
         }
     }
 
@@ -746,7 +899,7 @@ mod tests {
             kind: PieceKind::Initrd,
             start: 0x9000_0000,
             size_bytes: 123,
-            crc32c: 0xdead_beef,
+            algorithm: Some(Algorithm::Crc32c),
             clean_size_bytes: 0,
         }
     }
@@ -762,7 +915,7 @@ mod tests {
             size_bytes: 0xf6_0000,
             stride_bytes: 0,
         }];
-        encode(&header(), &[piece()], &moves, &regions).unwrap()
+        encode(&header(), &[piece()], &[0xdead_beef], &moves, &regions).unwrap()
     }
 
     #[test]
@@ -777,6 +930,57 @@ mod tests {
             hand_off.redistributors().next().unwrap().size_bytes,
             0xf6_0000
         );
+    }
+
+    /// Pieces of several chunks, of none, and of both algorithms: each chunk gets its own digest.
+    #[test]
+    fn chunks_follow_the_pieces_and_their_digests() {
+        let with = |kind, algorithm, size_bytes| Piece {
+            kind,
+            start: 0x1_0000_0000,
+            size_bytes,
+            algorithm,
+            clean_size_bytes: 0,
+        };
+        let pieces = [
+            with(PieceKind::Image, Some(Algorithm::Sha256), (1 << 20) + 5),
+            with(PieceKind::Initrd, None, 9),
+            with(PieceKind::DeviceTree, Some(Algorithm::Crc32c), 2 << 20),
+        ];
+        let words: Vec<u64> = (1..=10).collect();
+        let bytes = encode(&header(), &pieces, &words, &[], &[]).unwrap();
+        let hand_off = HandOff::decode(&bytes).unwrap();
+        assert_eq!(hand_off.digest_words().collect::<Vec<_>>(), words);
+        let found: Vec<_> = hand_off
+            .chunks()
+            .map(|chunk| {
+                let first = chunk.expected.unwrap().words()[0];
+                (
+                    chunk.kind,
+                    chunk.start - 0x1_0000_0000,
+                    chunk.size_bytes,
+                    first,
+                )
+            })
+            .collect();
+        let mib = 1 << 20;
+        assert_eq!(
+            found,
+            [
+                (PieceKind::Image, 0, mib, 1),
+                (PieceKind::Image, mib, 5, 5),
+                (PieceKind::DeviceTree, 0, mib, 9),
+                (PieceKind::DeviceTree, mib, mib, 10)
+            ]
+        );
+        for wrong in [&words[1..], &words[..9], &[]] {
+            let refused = encode(&header(), &pieces, wrong, &[], &[]).unwrap_err();
+            assert_eq!(refused.rule, Rule::Digests);
+        }
+        // A CRC of more than 32 bits.
+        let wrong: Vec<u64> = words.iter().map(|word| word << 32).collect();
+        let block = encode(&header(), &pieces, &wrong, &[], &[]).unwrap();
+        assert_eq!(HandOff::decode(&block).unwrap_err().rule, Rule::Digests);
     }
 
     #[test]
@@ -829,7 +1033,7 @@ mod tests {
 
         /// With a right digest every other rule still holds.
         #[test]
-        fn no_words_make_it_panic(words in proptest::collection::vec(any::<u64>(), 32..64), counts in any::<[u8; 3]>()) {
+        fn no_words_make_it_panic(words in proptest::collection::vec(any::<u64>(), 64..96), counts in any::<[u8; 4]>()) {
             let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             let put = |bytes: &mut Vec<u8>, index: usize, value: u64| bytes[index * 8..][..8].copy_from_slice(&value.to_le_bytes());
             put(&mut bytes, word::MAGIC, MAGIC);
@@ -837,9 +1041,11 @@ mod tests {
             put(&mut bytes, word::PIECES, u64::from(counts[0] % 4));
             put(&mut bytes, word::MOVES, u64::from(counts[1] % 4));
             put(&mut bytes, word::REDISTRIBUTORS, u64::from(counts[2] % 4));
+            put(&mut bytes, word::DIGEST_WORDS, u64::from(counts[3] % 8));
             let digest = u64::from(block_crc32c(&bytes));
             put(&mut bytes, word::CRC32C, digest);
             if let Ok(hand_off) = HandOff::decode(&bytes) {
+                prop_assert!(hand_off.chunks().count() <= 8);
                 prop_assert!(hand_off.pieces().all(|piece| piece.start.checked_add(piece.size_bytes).is_some()));
             }
         }

@@ -5,6 +5,7 @@
 //! for those who search a log from a machine that came back slower than it should have.
 
 use crate::abi::{HandOffError, PieceKind};
+use crate::digest::Digest;
 use core::fmt;
 
 /// Why the hand-over cannot go on.
@@ -21,16 +22,18 @@ pub enum Failure {
         /// How much, bytes.
         size_bytes: u64,
     },
-    /// A piece is not what the command loaded.
+    /// A chunk of a piece is not what the command loaded.
     Digest {
         /// Which piece.
         kind: PieceKind,
-        /// Where it is, physical address.
+        /// Where the chunk is, physical address.
         start: u64,
-        /// CRC32C when it was loaded.
-        expected: u32,
-        /// CRC32C now.
-        found: u32,
+        /// Its size, bytes.
+        size_bytes: u64,
+        /// Its digest when it was loaded, if there is one.
+        expected: Option<Digest>,
+        /// Its digest now.
+        found: Digest,
     },
     /// The interrupt controller uses memory that the next kernel is put into, and cannot be stopped.
     LpiTable {
@@ -85,13 +88,20 @@ impl fmt::Display for Failure {
             Self::Digest {
                 kind,
                 start,
+                size_bytes,
                 expected,
                 found,
-            } => write!(
-                f,
-                "digest mismatch in {} at {start:#x}: expected {expected:#010x}, found {found:#010x}",
-                kind.name()
-            ),
+            } => {
+                let name = kind.name();
+                write!(
+                    f,
+                    "digest mismatch in {name} at {start:#x}, {size_bytes:#x} bytes: expected "
+                )?;
+                match expected {
+                    Some(expected) => write!(f, "{expected}, found {found}"),
+                    None => write!(f, "no digest, found {found}"),
+                }
+            }
             Self::LpiTable { start, kind } => write!(
                 f,
                 "LPIs cannot be turned off, and their table at {start:#x} lies in {}",

@@ -35,6 +35,7 @@
 
 pub mod abi;
 pub mod crc32c;
+pub mod digest;
 pub mod failure;
 pub mod lpi;
 pub mod relocate;

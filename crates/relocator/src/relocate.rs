@@ -8,7 +8,7 @@
 //! 3. stop the GIC from reading and writing LPI tables in memory that is about to be reused, or see
 //!    that no piece is put over them;
 //! 4. make the moves;
-//! 5. verify every piece *in its final place*, after the last write to it;
+//! 5. verify every piece *in its final place*, after the last write to it, chunk by chunk;
 //! 6. reserve the LPI tables that stay in use in the next device tree;
 //! 7. clean to the point of coherency: `booting.rst` wants the Image clean, and whatever was written
 //!    through a cache must reach memory before the MMU is off;
@@ -16,7 +16,8 @@
 //!
 //! Verification after moving, not before: one pass then covers the copy as well as the copied.
 
-use crate::abi::{HandOff, Header, Move};
+use crate::abi::{HandOff, Header, Move, PieceKind};
+use crate::digest::{Algorithm, Digest};
 use crate::failure::Failure;
 use crate::lpi;
 use crate::timeline::{Level, SIZE_BYTES, Timeline};
@@ -38,10 +39,10 @@ pub trait Machine {
     /// Copies bytes, as `memmove` does: where source and target overlap, the target gets what the source
     /// held before.
     fn copy(&mut self, target: u64, source: u64, size_bytes: u64);
-    /// CRC32C of memory.
-    fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32;
-    /// Whether [`Machine::crc32c`] uses CRC32 instructions.
-    fn has_crc_instructions(&mut self) -> bool;
+    /// Digest of memory.
+    fn digest(&mut self, algorithm: Algorithm, start: u64, size_bytes: u64) -> Digest;
+    /// Whether [`Machine::digest`] uses instructions made for that algorithm.
+    fn has_instructions(&mut self, algorithm: Algorithm) -> bool;
     /// Cleans and invalidates memory to the point of coherency.
     fn clean(&mut self, start: u64, size_bytes: u64);
     /// Reads bytes.
@@ -100,6 +101,10 @@ pub fn relocate(
     if page_size_bytes != 0 && !machine.supports_page_size(page_size_bytes) {
         return Err(Failure::PageSize { page_size_bytes });
     }
+    let image = hand_off
+        .pieces()
+        .find(|piece| piece.kind == PieceKind::Image);
+    let algorithm = image.and_then(|image| image.algorithm);
     let mut timeline = Timeline {
         frequency_hz: machine.frequency_hz(),
         exec_requested: header.exec_requested,
@@ -112,7 +117,8 @@ pub fn relocate(
             Level::El1 | Level::El2Vhe => header.tables_two_privileges,
         },
         table_size_bytes: header.table_size_bytes,
-        crc_instructions: machine.has_crc_instructions(),
+        algorithm,
+        digest_instructions: algorithm.is_some_and(|algorithm| machine.has_instructions(algorithm)),
         ..Timeline::default()
     };
 
@@ -130,17 +136,18 @@ pub fn relocate(
     }
     timeline.moves_done = machine.counter();
 
-    for piece in hand_off.pieces() {
-        let found = machine.crc32c(piece.start, piece.size_bytes);
-        if found != piece.crc32c {
+    for chunk in hand_off.chunks() {
+        let found = machine.digest(chunk.algorithm, chunk.start, chunk.size_bytes);
+        if chunk.expected != Some(found) {
             return Err(Failure::Digest {
-                kind: piece.kind,
-                start: piece.start,
-                expected: piece.crc32c,
+                kind: chunk.kind,
+                start: chunk.start,
+                size_bytes: chunk.size_bytes,
+                expected: chunk.expected,
                 found,
             });
         }
-        timeline.verified_bytes = timeline.verified_bytes.saturating_add(piece.size_bytes);
+        timeline.verified_bytes = timeline.verified_bytes.saturating_add(chunk.size_bytes);
     }
     timeline.verified = machine.counter();
 

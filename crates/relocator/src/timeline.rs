@@ -8,6 +8,8 @@
 //! The device tree was chosen over a reserved page of memory because it needs no address to be found
 //! at and no driver to be read with, and every kernel shows it.
 
+use crate::digest::Algorithm;
+
 /// Name of the property in `/chosen`.
 pub const PROPERTY: &str = "kleap,timeline";
 /// First word of the record: `KLEAPTL1` in ASCII.
@@ -52,8 +54,10 @@ pub struct Timeline {
     pub tables: u64,
     /// Size of one, bytes.
     pub table_size_bytes: u64,
-    /// Whether the digest was made by CRC32 instructions.
-    pub crc_instructions: bool,
+    /// How Image, initrd and device tree were verified; `None` if they were not.
+    pub algorithm: Option<Algorithm>,
+    /// Whether instructions made for that were used.
+    pub digest_instructions: bool,
     /// Redistributors seen, count.
     pub redistributors: u64,
     /// Redistributors whose LPIs were on and are off now, count.
@@ -127,6 +131,11 @@ pub enum TimelineError {
         /// What it starts with.
         found: u64,
     },
+    /// Its algorithm for digests is none that is known.
+    Algorithm {
+        /// The number found.
+        found: u64,
+    },
     /// Its exception level is none that exists.
     Level {
         /// The number found.
@@ -145,6 +154,12 @@ impl core::fmt::Display for TimelineError {
             Self::Empty => f.write_str("the record of the hand-over was never filled in"),
             Self::Magic { found } => {
                 write!(f, "the record of the hand-over starts with {found:#x}")
+            }
+            Self::Algorithm { found } => {
+                write!(
+                    f,
+                    "the record of the hand-over names digest algorithm {found}"
+                )
             }
             Self::Level { found } => {
                 write!(
@@ -180,13 +195,13 @@ impl Timeline {
             self.cleaned_bytes,
             self.tables,
             self.table_size_bytes,
-            self.crc_instructions as u64,
+            self.digest_instructions as u64,
             self.redistributors,
             self.lpis_disabled,
             self.lpis_stuck,
             self.exec_prepared,
             self.lpis_reserved,
-            0,
+            Algorithm::code(self.algorithm),
         ];
         let mut bytes = [0; SIZE_BYTES];
         let (slots, _) = bytes.as_chunks_mut::<8>();
@@ -233,12 +248,14 @@ impl Timeline {
             cleaned_bytes: words[14],
             tables: words[15],
             table_size_bytes: words[16],
-            crc_instructions: words[17] != 0,
+            digest_instructions: words[17] != 0,
             redistributors: words[18],
             lpis_disabled: words[19],
             lpis_stuck: words[20],
             exec_prepared: words[21],
             lpis_reserved: words[22],
+            algorithm: Algorithm::from_code(words[23])
+                .ok_or(TimelineError::Algorithm { found: words[23] })?,
         })
     }
 }
@@ -266,7 +283,8 @@ mod tests {
             cleaned_bytes: 14,
             tables: 15,
             table_size_bytes: 16,
-            crc_instructions: true,
+            algorithm: Some(Algorithm::Sha256),
+            digest_instructions: true,
             redistributors: 18,
             lpis_disabled: 19,
             lpis_stuck: 20,

@@ -39,6 +39,7 @@ use kleap_plan::kexec_cost::{self, KernelVersion, KexecCostInput, LinearMap};
 use kleap_plan::stage::{self, Content, Device, ROOM_FIRST_BYTES, ROOM_MAX_BYTES, Summary};
 use kleap_plan::{Owned, Requirements, StageError, StageInput, Strategy, layout};
 use kleap_relocator::abi::{Conduit, Lpis, Uart};
+use kleap_relocator::digest::{Algorithm, Digests, chunk_count};
 use kleap_relocator::{image, timeline};
 use serde_json::json;
 
@@ -242,7 +243,10 @@ fn ours(
     // Nothing is loaded, so there is nothing to take a digest of.
     let content = |size_bytes| Content {
         size_bytes,
-        crc32c: 0,
+        digests: Digests {
+            algorithm: Some(Algorithm::Crc32c),
+            words: vec![0; chunk_count(size_bytes)],
+        },
     };
     loop {
         let layout = layout::choose(&owned, HUGE_PAGE_BYTES, ram, &requirements, strategy)?;

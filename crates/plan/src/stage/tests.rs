@@ -15,6 +15,7 @@ mod walker;
 use super::*;
 use crate::layout::{self, Owned, Requirements};
 use kleap_relocator::abi::HandOff;
+use kleap_relocator::digest::chunk_count;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -74,10 +75,10 @@ impl Scenario {
         StageInput {
             layout: &self.layout,
             granule_bytes: self.granule_bytes,
-            image: self.image,
+            image: self.image.clone(),
             image_size_bytes: self.image_size_bytes,
-            initrd: self.initrd,
-            device_tree: self.device_tree,
+            initrd: self.initrd.clone(),
+            device_tree: self.device_tree.clone(),
             timeline_offset_bytes: self.timeline_offset_bytes,
             kernel_page_size_bytes: Some(4096),
             uart: self.uart,
@@ -96,14 +97,14 @@ impl Scenario {
 
     /// The pieces that a user loads, with their places.
     fn contents(&self) -> Vec<(PieceKind, &Place, Content)> {
-        let mut contents = vec![(PieceKind::Image, &self.layout.image, self.image)];
-        if let (Some(place), Some(content)) = (&self.layout.initrd, self.initrd) {
+        let mut contents = vec![(PieceKind::Image, &self.layout.image, self.image.clone())];
+        if let (Some(place), Some(content)) = (&self.layout.initrd, self.initrd.clone()) {
             contents.push((PieceKind::Initrd, place, content));
         }
         contents.push((
             PieceKind::DeviceTree,
             &self.layout.device_tree,
-            self.device_tree,
+            self.device_tree.clone(),
         ));
         contents
     }
@@ -117,7 +118,10 @@ impl Scenario {
 fn content(size_bytes: u64) -> Content {
     Content {
         size_bytes,
-        crc32c: 0,
+        digests: Digests {
+            algorithm: Some(Algorithm::Crc32c),
+            words: vec![7; chunk_count(size_bytes)],
+        },
     }
 }
 
@@ -269,7 +273,7 @@ fn hand_off(stage: &Stage) -> HandOff<'_> {
 
 /// How many moves there have to be: one for each stretch of content that is not at its place and is held in
 /// one stretch of memory. And how many bytes.
-fn expected_moves(place: &Place, content: Content, unit_bytes: u64) -> (u64, u64) {
+fn expected_moves(place: &Place, content: &Content, unit_bytes: u64) -> (u64, u64) {
     let (mut count, mut bytes, mut before) = (0, 0, None);
     let mut at = 0;
     let end = place.offset_bytes + content.size_bytes;
@@ -329,7 +333,7 @@ proptest! {
         for (piece, (kind, place, content)) in pieces.iter().zip(&contents) {
             prop_assert_eq!(piece.kind, *kind);
             prop_assert_eq!(piece.start, place.target.start().as_u64() + place.offset_bytes);
-            prop_assert_eq!((piece.size_bytes, piece.crc32c), (content.size_bytes, content.crc32c));
+            prop_assert_eq!((piece.size_bytes, piece.algorithm), (content.size_bytes, content.digests.algorithm));
             let cleaned = if *kind == PieceKind::Image { scenario.image_size_bytes } else { content.size_bytes };
             prop_assert_eq!(piece.clean_size_bytes, cleaned);
         }
@@ -337,18 +341,37 @@ proptest! {
         for piece in &pieces[contents.len()..] {
             let from = usize::try_from(piece.start - start).unwrap();
             let bytes = &stage.bytes[from..][..usize::try_from(piece.size_bytes).unwrap()];
-            prop_assert_eq!(crc32c::update(0, bytes), piece.crc32c, "{:?}", piece);
+            let digests = Digests::of(Algorithm::Crc32c, bytes);
+            let found: Vec<u64> = hand_off.chunks().filter(|chunk| chunk.kind == piece.kind).map(|chunk| chunk.expected.unwrap().words()[0]).collect();
+            prop_assert_eq!((piece.algorithm, found), (digests.algorithm, digests.words), "{:?}", piece);
         }
         let own: Vec<PieceKind> = pieces[contents.len()..].iter().map(|piece| piece.kind).collect();
         prop_assert_eq!(own, [PieceKind::Tables, PieceKind::Program]);
         let program = image::program_at(start).unwrap();
-        prop_assert_eq!(pieces[contents.len() + 1].size_bytes, program.len() as u64);
+        // Whole pairs of words, the rest of them zeros.
+        let program_bytes = program.len().next_multiple_of(16);
+        prop_assert_eq!(pieces[contents.len() + 1].size_bytes, program_bytes as u64);
+        prop_assert!(stage.bytes[program.len()..program_bytes].iter().all(|byte| *byte == 0));
         prop_assert_eq!(&stage.bytes[..program.len()], &program[..]);
+
+        // What assembly verifies before the MMU is on, as it finds it there: by registers and by words.
+        let granule_bytes = scenario.granule_bytes;
+        for (from, size_bytes, expected) in [
+            (0, header.program_size_bytes, header.program_crc32c),
+            (header.ttbr_two_privileges - start, header.tables_two_privileges * granule_bytes, header.tables_two_privileges_crc32c),
+            (header.ttbr_one_privilege - start, header.tables_one_privilege * granule_bytes, header.tables_one_privilege_crc32c),
+        ] {
+            prop_assert_eq!(size_bytes % 16, 0);
+            let bytes = &stage.bytes[usize::try_from(from).unwrap()..][..usize::try_from(size_bytes).unwrap()];
+            prop_assert_eq!(crc32c::update(0, bytes), expected);
+        }
+        prop_assert_eq!(header.tables_two_privileges + header.tables_one_privilege, pieces[contents.len()].size_bytes / granule_bytes);
+        prop_assert!(!header.portable);
 
         let unit_bytes = scenario.layout.unit_bytes;
         let (mut expected, mut misplaced, mut total) = (0, 0, 0);
         for (_, place, content) in &contents {
-            let (count, bytes) = expected_moves(place, *content, unit_bytes);
+            let (count, bytes) = expected_moves(place, content, unit_bytes);
             expected += count;
             misplaced += bytes;
             total += content.size_bytes;

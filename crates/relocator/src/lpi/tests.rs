@@ -3,6 +3,7 @@
 use super::register::{CTLR, CTLR_ENABLE_LPIS, CTLR_RWP, PENDBASER, PROPBASER, TYPER};
 use super::*;
 use crate::abi::{self, Header, Piece};
+use crate::digest::{Algorithm, Digest};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -91,10 +92,10 @@ impl Machine for Simulated {
     fn copy(&mut self, _: u64, _: u64, _: u64) {
         unreachable!()
     }
-    fn crc32c(&mut self, _: u64, _: u64) -> u32 {
+    fn digest(&mut self, _: Algorithm, _: u64, _: u64) -> Digest {
         unreachable!()
     }
-    fn has_crc_instructions(&mut self) -> bool {
+    fn has_instructions(&mut self, _: Algorithm) -> bool {
         unreachable!()
     }
 }
@@ -178,12 +179,17 @@ fn block_with_moves(lpis: Lpis, redistributors: usize, moves: &[abi::Move]) -> V
         tables_two_privileges: 0,
         tables_one_privilege: 0,
         table_size_bytes: 4096,
+        program_size_bytes: 0,
+        program_crc32c: 0,
+        tables_two_privileges_crc32c: 0,
+        tables_one_privilege_crc32c: 0,
+        portable: false,
     };
     let piece = Piece {
         kind: PieceKind::Image,
         start: IMAGE,
         size_bytes: IMAGE_BYTES,
-        crc32c: 0,
+        algorithm: None,
         clean_size_bytes: BSS_BYTES,
     };
     let region = Redistributors {
@@ -191,7 +197,7 @@ fn block_with_moves(lpis: Lpis, redistributors: usize, moves: &[abi::Move]) -> V
         size_bytes: redistributors as u64 * REDISTRIBUTOR_BYTES,
         stride_bytes: 0,
     };
-    abi::encode(&header, &[piece], moves, &[region]).unwrap()
+    abi::encode(&header, &[piece], &[], moves, &[region]).unwrap()
 }
 
 /// Both steps, with a tree as given.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::abi::{self, Lpis, Piece, PieceKind, Redistributors};
-use crate::crc32c;
+use crate::digest::{self, Digests};
 use proptest::prelude::*;
 
 const MEMORY_START: u64 = 0x4000_0000;
@@ -70,12 +70,12 @@ impl Machine for Simulated {
         let bytes = self.slice(source, size_bytes).to_vec();
         self.slice(target, size_bytes).copy_from_slice(&bytes);
     }
-    fn crc32c(&mut self, start: u64, size_bytes: u64) -> u32 {
-        self.events.push("crc");
-        crc32c::update(0, self.slice(start, size_bytes))
+    fn digest(&mut self, algorithm: Algorithm, start: u64, size_bytes: u64) -> Digest {
+        self.events.push("digest");
+        digest::on_host(algorithm, &[self.slice(start, size_bytes)])
     }
-    fn has_crc_instructions(&mut self) -> bool {
-        false
+    fn has_instructions(&mut self, algorithm: Algorithm) -> bool {
+        algorithm == Algorithm::Sha256
     }
     fn clean(&mut self, start: u64, size_bytes: u64) {
         self.events.push("clean");
@@ -118,11 +118,20 @@ fn header() -> Header {
         tables_two_privileges: 3,
         tables_one_privilege: 4,
         table_size_bytes: 4096,
+        program_size_bytes: 0,
+        program_crc32c: 0,
+        tables_two_privileges_crc32c: 0,
+        tables_one_privilege_crc32c: 0,
+        portable: false,
     }
 }
 
 /// Moves `sources[i]` to consecutive targets, with the piece that results.
-fn scattered(machine: &mut Simulated, sources: &[u64], size_bytes: u64) -> (Vec<Move>, Piece) {
+fn scattered(
+    machine: &mut Simulated,
+    sources: &[u64],
+    size_bytes: u64,
+) -> (Vec<Move>, Piece, Vec<u64>) {
     let start = MEMORY_START;
     let mut content = vec![];
     let mut moves = vec![];
@@ -138,27 +147,29 @@ fn scattered(machine: &mut Simulated, sources: &[u64], size_bytes: u64) -> (Vec<
         kind: PieceKind::Image,
         start,
         size_bytes: content.len() as u64,
-        crc32c: crc32c::update(0, &content),
+        algorithm: Some(Algorithm::Crc32c),
         clean_size_bytes: content.len() as u64 + 64,
     };
-    (moves, piece)
+    (moves, piece, Digests::of(Algorithm::Crc32c, &content).words)
 }
 
 #[test]
 fn a_hand_over_moves_verifies_cleans_and_records_in_this_order() {
     let mut machine = Simulated::new(1);
     let sources = [MEMORY_START + 0x2_3000, MEMORY_START + 0x2_1000];
-    let (moves, piece) = scattered(&mut machine, &sources, 0x800);
+    let (moves, piece, digests) = scattered(&mut machine, &sources, 0x800);
     let regions = [Redistributors {
         start: 0x80a_0000,
         size_bytes: 0x4_0000,
         stride_bytes: 0,
     }];
-    let block = abi::encode(&header(), &[piece], &moves, &regions).unwrap();
+    let block = abi::encode(&header(), &[piece], &digests, &moves, &regions).unwrap();
     let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
     assert_eq!(
         machine.events,
-        ["lpis off", "copy", "copy", "crc", "clean", "write", "clean"]
+        [
+            "lpis off", "copy", "copy", "digest", "clean", "write", "clean"
+        ]
     );
     assert_eq!(machine.cleaned[0], (MEMORY_START, 0x1040));
     assert_eq!(
@@ -198,11 +209,49 @@ fn a_hand_over_moves_verifies_cleans_and_records_in_this_order() {
     assert!(times.is_sorted(), "{times:?}");
 }
 
+/// With `--verify none` the payload's pieces have no digests; the others have.
+#[test]
+fn what_has_no_digest_is_moved_and_cleaned_all_the_same() {
+    let mut machine = Simulated::new(1);
+    let (moves, mut piece, digests) = scattered(&mut machine, &[MEMORY_START + 0x2_0000], 0x800);
+    piece.algorithm = None;
+    let refused = abi::encode(&header(), &[piece], &digests, &moves, &[]).unwrap_err();
+    assert_eq!(refused.rule, abi::Rule::Digests);
+    let program = Piece {
+        kind: PieceKind::Program,
+        start: STAGE,
+        size_bytes: 0x40,
+        algorithm: Some(Algorithm::Crc32c),
+        clean_size_bytes: 0,
+    };
+    let digests = Digests::of(Algorithm::Crc32c, machine.slice(STAGE, 0x40)).words;
+    let block = abi::encode(&header(), &[piece, program], &digests, &moves, &[]).unwrap();
+    let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
+    assert_eq!(
+        machine.events,
+        ["copy", "digest", "clean", "clean", "write", "clean"]
+    );
+    assert_eq!(timeline.algorithm, None);
+    assert_eq!(timeline.verified_bytes, 0x40);
+    // The program was looked at after all.
+    let mut machine = Simulated::new(1);
+    machine.slice(STAGE + 0x3f, 1)[0] ^= 0x80;
+    let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
+    let found = matches!(
+        failure,
+        Failure::Digest {
+            kind: PieceKind::Program,
+            ..
+        }
+    );
+    assert!(found, "{failure}");
+}
+
 #[test]
 fn a_page_size_the_cpu_lacks_stops_it_before_anything_is_touched() {
     let mut machine = Simulated::new(2);
     machine.page_sizes = vec![16384];
-    let block = abi::encode(&header(), &[], &[], &[]).unwrap();
+    let block = abi::encode(&header(), &[], &[], &[], &[]).unwrap();
     let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
     assert_eq!(
         failure,
@@ -235,7 +284,7 @@ fn moves_that_touch_the_relocator_are_refused() {
             source,
             size_bytes: 0x800,
         }];
-        let block = abi::encode(&header(), &[], &moves, &[]).unwrap();
+        let block = abi::encode(&header(), &[], &[], &moves, &[]).unwrap();
         let result = relocate(&block, ENTRY, &mut machine);
         assert_eq!(
             result.is_err(),
@@ -255,7 +304,7 @@ fn a_move_past_the_last_address_is_refused() {
             source,
             size_bytes: 0x800,
         }];
-        let block = abi::encode(&header(), &[], &moves, &[]).unwrap();
+        let block = abi::encode(&header(), &[], &[], &moves, &[]).unwrap();
         let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
         assert!(matches!(failure, Failure::HandOff(_)), "{failure:?}");
         assert!(machine.events.is_empty());
@@ -291,12 +340,13 @@ fn cycles_and_shifts_end_as_planned() {
         kind: PieceKind::Initrd,
         start: MEMORY_START,
         size_bytes: content.len() as u64,
-        crc32c: crc32c::update(0, &content),
+        algorithm: Some(Algorithm::Crc32c),
         clean_size_bytes: content.len() as u64,
     };
+    let digests = Digests::of(Algorithm::Crc32c, &content).words;
     let mut header = header();
     header.timeline = Some(page(13));
-    let block = abi::encode(&header, &[piece], &moves, &[]).unwrap();
+    let block = abi::encode(&header, &[piece], &digests, &moves, &[]).unwrap();
     let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
     assert_eq!((timeline.moves, timeline.moved_bytes), (5, 11 * PAGE));
     assert!(machine.slice(MEMORY_START, 12 * PAGE) == content);
@@ -304,7 +354,7 @@ fn cycles_and_shifts_end_as_planned() {
     let mut machine = Simulated::new(4);
     let mut wrong = moves;
     wrong.swap(0, 1);
-    let block = abi::encode(&header, &[piece], &wrong, &[]).unwrap();
+    let block = abi::encode(&header, &[piece], &digests, &wrong, &[]).unwrap();
     let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
     assert!(matches!(failure, Failure::Digest { .. }), "{failure:?}");
 }
@@ -315,7 +365,7 @@ proptest! {
     fn only_targets_and_the_record_change(seed in any::<u64>(), pages in proptest::sample::subsequence((0x20..0x40_u64).collect::<Vec<_>>(), 1..=16).prop_shuffle()) {
         let mut machine = Simulated::new(seed);
         let sources: Vec<u64> = pages.iter().map(|page| MEMORY_START + page * 0x1000).collect();
-        let (moves, piece) = scattered(&mut machine, &sources, 0x1000);
+        let (moves, piece, digests) = scattered(&mut machine, &sources, 0x1000);
         let mut header = header();
         header.timeline = Some(STAGE - SIZE_BYTES as u64);
         prop_assume!(!pages.contains(&0x3f));
@@ -324,7 +374,7 @@ proptest! {
             let at = |address: u64| usize::try_from(address - MEMORY_START).unwrap();
             expected.copy_within(at(copy.source)..at(copy.source + 0x1000), at(copy.target));
         }
-        let block = abi::encode(&header, &[piece], &moves, &[]).unwrap();
+        let block = abi::encode(&header, &[piece], &digests, &moves, &[]).unwrap();
         let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
         let record_at = usize::try_from(STAGE - MEMORY_START).unwrap() - SIZE_BYTES;
         expected[record_at..][..SIZE_BYTES].copy_from_slice(&timeline.encode());
@@ -354,23 +404,27 @@ proptest! {
             let at = |address: u64| usize::try_from(address - MEMORY_START).unwrap();
             expected.copy_within(at(copy.source)..at(copy.source + copy.size_bytes), at(copy.target));
         }
-        let block = abi::encode(&header, &[], &moves, &[]).unwrap();
+        let block = abi::encode(&header, &[], &[], &moves, &[]).unwrap();
         let timeline = relocate(&block, ENTRY, &mut machine).unwrap();
         prop_assert_eq!(timeline.moves, moves.len() as u64);
         prop_assert!(machine.memory == expected);
     }
 
-    /// One flipped bit anywhere in a piece is found, and nothing after verification is done.
+    /// One flipped bit anywhere in a piece is found by either algorithm, and nothing after verification is done.
     #[test]
-    fn a_flipped_bit_is_found(seed in any::<u64>(), bit in 0..0x1000_u64 * 8) {
+    fn a_flipped_bit_is_found(seed in any::<u64>(), bit in 0..0x1000_u64 * 8, sha256 in any::<bool>()) {
         let mut machine = Simulated::new(seed);
         let source = MEMORY_START + 0x2_0000;
-        let (moves, piece) = scattered(&mut machine, &[source], 0x1000);
+        let (moves, mut piece, mut digests) = scattered(&mut machine, &[source], 0x1000);
+        if sha256 {
+            piece.algorithm = Some(Algorithm::Sha256);
+            digests = Digests::of(Algorithm::Sha256, machine.slice(source, 0x1000)).words;
+        }
         machine.slice(source + bit / 8, 1)[0] ^= 1 << (bit % 8);
-        let block = abi::encode(&header(), &[piece], &moves, &[]).unwrap();
+        let block = abi::encode(&header(), &[piece], &digests, &moves, &[]).unwrap();
         let failure = relocate(&block, ENTRY, &mut machine).unwrap_err();
         let stopped = matches!(failure, Failure::Digest { kind: PieceKind::Image, .. });
         prop_assert!(stopped, "{:?}", failure);
-        prop_assert_eq!(machine.events, ["copy", "crc"]);
+        prop_assert_eq!(machine.events, ["copy", "digest"]);
     }
 }
