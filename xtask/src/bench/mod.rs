@@ -7,6 +7,7 @@
 //!
 //! - [`load`]: what it costs to load and unload, many times in one machine.
 //! - [`blackout`]: how long nothing runs, for payloads from the smallest to a gigabyte.
+//! - [`instructions`]: instructions that the relocator executes for each byte, counted.
 //! - [`tables`]: bytes of translation tables, computed, for machines of any size.
 //!
 //! Each prints a table and writes `target/bench/NAME.json` and `target/bench/NAME.svg`; the fields of
@@ -18,6 +19,7 @@
 //! but what is compared has to run for both.
 
 pub(crate) mod blackout;
+pub(crate) mod instructions;
 pub(crate) mod kexec_tools;
 pub(crate) mod load;
 mod stats;
@@ -60,6 +62,8 @@ pub(crate) enum What {
     Load,
     /// From exec to the next kernel
     Blackout,
+    /// Instructions that the relocator executes for each byte, counted
+    Instructions,
     /// Translation tables for machines of 4 GiB to 16 TiB, computed
     Tables,
     /// Everything
@@ -102,6 +106,7 @@ impl Wish {
         let name = match what {
             What::Load => "load",
             What::Blackout => "blackout",
+            What::Instructions => "instructions",
             What::Tables => "tables",
             What::All => "all",
         };
@@ -164,6 +169,9 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
     let mut failures = Vec::new();
     if matches!(what, What::Tables | What::All) {
         failures.extend(tables::run(lab).err());
+    }
+    if matches!(what, What::Instructions | What::All) {
+        failures.extend(instructions::run(lab).err());
     }
     if matches!(what, What::Load | What::All) {
         failures.extend(load::run(lab, wish).err());

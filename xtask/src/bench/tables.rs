@@ -404,7 +404,7 @@ fn check(rows: &[TableRow]) -> Result<()> {
 /// `cargo xtask bench tables`: prints the table, writes `tables.json`.
 pub(crate) fn run(lab: &Lab) -> Result<()> {
     if image::ELF.is_none() {
-        return run_with_relocator(lab);
+        return run_with_relocator(lab, "tables");
     }
     let directory = lab.workspace().join("target").join("bench");
     let rows = rows()?;
@@ -442,8 +442,8 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
     write(&directory, &rows)
 }
 
-/// The same by an `xtask` that has the relocator in it.
-fn run_with_relocator(lab: &Lab) -> Result<()> {
+/// `cargo xtask bench WHAT` by an `xtask` that has the relocator in it.
+pub(super) fn run_with_relocator(lab: &Lab, what: &str) -> Result<()> {
     if env::var_os(AGAIN_VARIABLE).is_some() {
         bail!("the relocator could not be built: see the warning of its build above");
     }
@@ -454,11 +454,11 @@ fn run_with_relocator(lab: &Lab) -> Result<()> {
     command
         .current_dir(lab.workspace())
         .args(["run", "--quiet", "--package", "xtask", "--"])
-        .args(["bench", "tables"])
+        .args(["bench", what])
         .env(AGAIN_VARIABLE, "1");
     Rust::find(lab)?.configure_relocator(&mut command);
     let status = command.status().context("cannot run cargo")?;
-    ensure!(status.success(), "cargo xtask bench tables: {status}");
+    ensure!(status.success(), "cargo xtask bench {what}: {status}");
     Ok(())
 }
 
