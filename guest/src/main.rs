@@ -42,12 +42,23 @@ fn main() -> ExitCode {
     }
 }
 
+/// A number of bytes, if the argument is there.
+fn bytes_argument(index: usize) -> Result<Option<u64>> {
+    env::args()
+        .nth(index)
+        .map(|text| {
+            text.parse()
+                .with_context(|| format!("'{text}' is no number of bytes"))
+        })
+        .transpose()
+}
+
 fn run() -> Result<()> {
     match env::args().nth(1).as_deref() {
-        Some("initrd-digest") => initrd::print_digest(),
+        Some("initrd-digest") => initrd::print_digest(bytes_argument(2)?),
         Some("initrd-copy") => {
             let path = env::args().nth(2).context("no file to write to")?;
-            initrd::copy_to(path.as_ref())
+            initrd::copy_to(path.as_ref(), bytes_argument(3)?)
         }
         Some("lock") => hold_lock(),
         Some("snapshot") => snapshot::print(),
@@ -68,7 +79,8 @@ fn run() -> Result<()> {
         Some("race-trials") => trials::races(env::args().skip(2)),
         Some("migrate") => migrate::run(env::args().skip(2)),
         _ => bail!(
-            "usage: kleap-guest initrd-digest|initrd-copy FILE|hugepages|lock|snapshot|reboot-kexec|kexec-cost|\
+            "usage: kleap-guest initrd-digest [BYTES]|initrd-copy FILE [BYTES]|hugepages|lock|snapshot|\
+             reboot-kexec|kexec-cost|\
              measure-kexec-cost|time NAME COMMAND...|\
              without-syscall NAME ERROR COMMAND...|\
              without-capability NAME COMMAND...|\

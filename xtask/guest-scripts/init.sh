@@ -5,6 +5,7 @@
 #   kleap_lab.role=first      run /lab/script.sh, which loads and executes the second kernel
 #   kleap_lab.role=second     check what arrived, print the verdict, power off
 #   kleap_lab.role=chain      check what arrived, and hand over to the next kernel of a chain
+#   kleap_lab.role=soak       the same, with a plan that says how
 #   kleap_lab.token=...       printed with the verdict, so that no earlier run can be mistaken for it
 #   kleap_lab.initrd_sha256=  what the second kernel's initrd must be, in physical memory
 #   kleap_lab.cpus=N          how many CPUs must be online
@@ -35,7 +36,10 @@ second)
 chain)
     . /lab/chain.sh
     ;;
+soak)
+    . /lab/soak.sh
+    ;;
 *)
-    finish fail "kleap_lab.role is '$role', not first, second or chain"
+    finish fail "kleap_lab.role is '$role', not first, second, chain or soak"
     ;;
 esac

@@ -93,6 +93,7 @@ const INIT: &[u8] = include_bytes!("../guest-scripts/init.sh");
 const FUNCTIONS: &[u8] = include_bytes!("../guest-scripts/functions.sh");
 const SECOND: &[u8] = include_bytes!("../guest-scripts/second.sh");
 const CHAIN: &[u8] = include_bytes!("../guest-scripts/chain.sh");
+const SOAK: &[u8] = include_bytes!("../guest-scripts/soak.sh");
 /// Starts the padding's generator; any value will do as long as it stays.
 const PADDING_SEED: u64 = 0x6b6c_6561_7000_0001;
 /// The file that makes the second initrd as large as wanted.
@@ -117,6 +118,7 @@ impl Base {
         archive.file("lab/functions.sh", FUNCTIONS)?;
         archive.file("lab/second.sh", SECOND)?;
         archive.file("lab/chain.sh", CHAIN)?;
+        archive.file("lab/soak.sh", SOAK)?;
         for (name, path) in [
             ("bin/busybox", busybox),
             ("bin/kleap", kleap),
@@ -203,11 +205,12 @@ pub(crate) fn write_first(
     Ok(second)
 }
 
-/// Writes the initramfs of every kernel of a chain: the base, and the kernels below `/chain` by name.
+/// Writes the initramfs of every kernel of a chain: the base, and below `/chain` the kernels by name and the plan.
 pub(crate) fn write_chain(
     path: &Path,
     base: &Base,
     kernels: &[(&str, &Path)],
+    plan: Option<&str>,
 ) -> Result<SecondInitrd> {
     let Base(base) = base;
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -224,6 +227,9 @@ pub(crate) fn write_chain(
             let mut image = File::open(image)?;
             let size_bytes = image.metadata()?.len();
             archive.stream(&format!("chain/{name}"), size_bytes, &mut image)?;
+        }
+        if let Some(plan) = plan {
+            archive.file("chain/plan", plan.as_bytes())?;
         }
         archive.finish()?;
         sink.flush()

@@ -18,6 +18,7 @@ mod qmp;
 mod rows;
 mod run;
 mod setup;
+mod soak;
 mod stress;
 mod test;
 mod toolchain;
@@ -95,6 +96,8 @@ enum Task {
     },
     /// Attack the command in QEMU, many times: fragmented memory, kills, loads at one time
     Stress(stress::Wish),
+    /// Many hand-overs in a row in one machine, each another way
+    Soak(soak::Wish),
 }
 
 fn main() -> ExitCode {
@@ -129,6 +132,7 @@ fn run(arguments: Arguments) -> Result<()> {
         ),
         Task::Bench(wish) => bench::run(&lab, &wish),
         Task::Test => test::run(&lab),
+        Task::Soak(wish) => soak::run(&lab, &wish),
         Task::Stress(wish) => stress::run(&lab, &wish),
         Task::E2e {
             list,

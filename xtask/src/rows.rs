@@ -159,6 +159,8 @@ pub(crate) enum Script {
         hops: u32,
         /// What is broken, or decided another way, at each of them.
         fault: Option<&'static str>,
+        /// What each kernel does, where they do not all do the same (`soak.sh`).
+        plan: Option<String>,
     },
     /// A script made for the row, in which [`COMMAND_LINE`] stands for the second kernel's.
     Template(String),
@@ -449,6 +451,7 @@ impl Row {
             kernels,
             hops,
             fault,
+            plan,
         } = &self.script
         else {
             return String::new();
@@ -459,7 +462,12 @@ impl Row {
             self.first_words,
             "earlycon",
             "retain_initrd",
-            "kleap_lab.role=chain",
+            if plan.is_some() {
+                "kleap_lab.role=soak"
+            } else {
+                "kleap_lab.role=chain"
+            },
+            &format!("kleap_lab.initrd_bytes={}", initrd.size_bytes),
             "kleap_lab.hop=0",
             &format!("kleap_lab.hops={hops}"),
             &format!("kleap_lab.kernels={}", kernels.join(",")),
@@ -719,7 +727,7 @@ fn efi() -> Vec<Row> {
 }
 
 /// The kernels of the chains, oldest first.
-const CHAIN_KERNELS: &[&str] = &["5.10", "6.1", "6.12", "7.3"];
+pub(crate) const CHAIN_KERNELS: &[&str] = &["5.10", "6.1", "6.12", "7.3"];
 /// Hand-overs of a chain: every kernel is met twice by way of a hand-over, and two of them three times.
 const CHAIN_HOPS: u32 = 10;
 
@@ -749,6 +757,7 @@ fn chain() -> Vec<Row> {
             kernels: CHAIN_KERNELS,
             hops: CHAIN_HOPS,
             fault,
+            plan: None,
         };
         row.end = End::Chain {
             hops: CHAIN_HOPS,

@@ -252,12 +252,12 @@ fn write_initramfs(
     row: &Row,
     token: &str,
 ) -> Result<String> {
-    if let Script::Chain { kernels, .. } = &row.script {
+    if let Script::Chain { kernels, plan, .. } = &row.script {
         let mut images = Vec::new();
         for &name in *kernels {
             images.push((name, assets.kernel(name)?.as_path()));
         }
-        let initrd = initramfs::write_chain(path, base, &images)?;
+        let initrd = initramfs::write_chain(path, base, &images, plan.as_deref())?;
         return Ok(row.chain_command_line(token, &initrd));
     }
     let payload = Payload {

@@ -10,6 +10,7 @@ use crate::build;
 use crate::e2e::{self, Selection, Tally};
 use crate::lab::Lab;
 use crate::setup;
+use crate::soak;
 use crate::toolchain::{Rust, TARGET};
 
 /// Packages whose unit tests also run as arm64 programs, because they have code of their own for it, with
@@ -62,6 +63,7 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
         ..Selection::default()
     };
     step(&mut tally, "hand-overs", e2e::run(lab, &selection));
+    step(&mut tally, "hand-overs in a row", soak::test(lab));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 {
         bail!("{} tests failed", tally.failed);
