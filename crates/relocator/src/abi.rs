@@ -25,6 +25,7 @@
 
 use crate::crc32c;
 use crate::digest::{Algorithm, CHUNKS_MAX, Digest, chunk_count, chunk_size_bytes};
+use crate::timeline::SIZE_BYTES as TIMELINE_BYTES;
 
 /// Alignment of the stage: the largest granule, so that every part can have its own permissions
 /// whatever the granule.
@@ -387,6 +388,12 @@ pub enum Rule {
     Range,
     /// The stage is where the block says it is.
     Stage,
+    /// The next kernel's entry is the Image's first byte.
+    Entry,
+    /// The next kernel's device tree is the one that is verified.
+    DeviceTree,
+    /// The timeline is inside the device tree.
+    Timeline,
 }
 
 impl HandOffError {
@@ -402,6 +409,9 @@ impl HandOffError {
             Rule::Code => "unknown code",
             Rule::Range => "range over the end of the address space",
             Rule::Stage => "not where it says it is",
+            Rule::Entry => "entry is not the Image's start",
+            Rule::DeviceTree => "device tree is not the verified one",
+            Rule::Timeline => "timeline outside the device tree",
         }
     }
 }
@@ -490,7 +500,40 @@ impl<'a> HandOff<'a> {
             redistributors,
         };
         hand_off.check_arrays()?;
+        hand_off.check_next_kernel()?;
         Ok(hand_off)
+    }
+
+    /// The next kernel is entered where the Image that is verified starts, it gets the device tree that is
+    /// verified, and nothing is written but into that: else all digests would be right, and of something else.
+    /// Holds for the pieces that there are.
+    fn check_next_kernel(&self) -> Result<(), HandOffError> {
+        let header = &self.header;
+        for piece in self.pieces() {
+            match piece.kind {
+                PieceKind::Image if header.kernel_entry != piece.start => {
+                    return refuse(Rule::Entry, header.kernel_entry);
+                }
+                PieceKind::DeviceTree if header.device_tree != piece.start => {
+                    return refuse(Rule::DeviceTree, header.device_tree);
+                }
+                PieceKind::DeviceTree => {
+                    let Some(timeline) = header.timeline else {
+                        continue;
+                    };
+                    let is_inside = timeline >= piece.start
+                        && timeline
+                            .checked_add(TIMELINE_BYTES as u64)
+                            // `check_arrays` has seen that it does not overflow.
+                            .is_some_and(|end| end <= piece.start.wrapping_add(piece.size_bytes));
+                    if !is_inside {
+                        return refuse(Rule::Timeline, timeline);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn check_arrays(&self) -> Result<(), HandOffError> {
@@ -948,7 +991,13 @@ mod tests {
             with(PieceKind::DeviceTree, Some(Algorithm::Crc32c), 2 << 20),
         ];
         let words: Vec<u64> = (1..=10).collect();
-        let bytes = encode(&header(), &pieces, &words, &[], &[]).unwrap();
+        let header = Header {
+            kernel_entry: 0x1_0000_0000,
+            device_tree: 0x1_0000_0000,
+            timeline: None,
+            ..header()
+        };
+        let bytes = encode(&header, &pieces, &words, &[], &[]).unwrap();
         let hand_off = HandOff::decode(&bytes).unwrap();
         assert_eq!(hand_off.digest_words().collect::<Vec<_>>(), words);
         let found: Vec<_> = hand_off
@@ -974,12 +1023,12 @@ mod tests {
             ]
         );
         for wrong in [&words[1..], &words[..9], &[]] {
-            let refused = encode(&header(), &pieces, wrong, &[], &[]).unwrap_err();
+            let refused = encode(&header, &pieces, wrong, &[], &[]).unwrap_err();
             assert_eq!(refused.rule, Rule::Digests);
         }
         // A CRC of more than 32 bits.
         let wrong: Vec<u64> = words.iter().map(|word| word << 32).collect();
-        let block = encode(&header(), &pieces, &wrong, &[], &[]).unwrap();
+        let block = encode(&header, &pieces, &wrong, &[], &[]).unwrap();
         assert_eq!(HandOff::decode(&block).unwrap_err().rule, Rule::Digests);
     }
 
@@ -999,6 +1048,64 @@ mod tests {
         let damaged = bytes.clone();
         assert_eq!(stamp(&mut bytes, 1, 2).unwrap_err().rule, Rule::Digest);
         assert_eq!(bytes, damaged);
+    }
+
+    #[test]
+    fn what_is_entered_is_what_is_verified() {
+        let image = Piece {
+            kind: PieceKind::Image,
+            start: 0x8000_0000,
+            size_bytes: 0x1000,
+            ..piece()
+        };
+        let tree = Piece {
+            kind: PieceKind::DeviceTree,
+            start: 0x8800_0000,
+            size_bytes: 0x100 + TIMELINE_BYTES as u64,
+            ..piece()
+        };
+        let rule = |header: Header| {
+            let bytes = encode(&header, &[image, tree], &[1, 2], &[], &[]).unwrap();
+            HandOff::decode(&bytes)
+                .map(|_| ())
+                .map_err(|error| error.rule)
+        };
+        let good = header();
+        assert_eq!(rule(good), Ok(()));
+        assert_eq!(
+            rule(Header {
+                timeline: None,
+                ..good
+            }),
+            Ok(())
+        );
+        for kernel_entry in [0, 0x8000_0004, 0x8800_0000, u64::MAX] {
+            assert_eq!(
+                rule(Header {
+                    kernel_entry,
+                    ..good
+                }),
+                Err(Rule::Entry)
+            );
+        }
+        for device_tree in [0, 0x8800_0008, 0x8000_0000, u64::MAX] {
+            assert_eq!(
+                rule(Header {
+                    device_tree,
+                    ..good
+                }),
+                Err(Rule::DeviceTree)
+            );
+        }
+        for timeline in [1, 0x87ff_ffff, 0x8800_0101, u64::MAX] {
+            assert_eq!(
+                rule(Header {
+                    timeline: Some(timeline),
+                    ..good
+                }),
+                Err(Rule::Timeline)
+            );
+        }
     }
 
     #[test]
