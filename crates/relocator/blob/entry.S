@@ -214,7 +214,19 @@ mmu_on:
 
     .globl  enter_kernel
 enter_kernel:
-    ldr     x24, [x21, #{KERNEL_ENTRY}]
+    // Rust has kept x19 to x28 on its stack, which has no digest: what decides how the MMU is turned off is
+    // asked again.
+    adr     x20, _start
+    add     x21, x20, #{HAND_OFF_OFFSET}
+    mov     x22, #1
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    4f
+    mov     x22, #2
+    mrs     x0, hcr_el2
+    tbz     x0, #34, 4f                 // HCR_EL2.E2H
+    mov     x22, #3
+4:  ldr     x24, [x21, #{KERNEL_ENTRY}]
     ldr     x25, [x21, #{DEVICE_TREE}]
     ldr     x5, =0x30500800             // SCTLR_EL1, MMU and caches off, as Linux itself leaves it
     ldr     x6, =0x30c50830             // SCTLR_EL2 without E2H, the same
