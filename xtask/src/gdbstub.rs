@@ -20,6 +20,8 @@ use crate::qmp;
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 /// How much of a long answer is asked for at once.
 const PIECE_BYTES: usize = 0xff0;
+/// How much is written at once: two digits a byte, within the smallest packet that a stub takes.
+const WRITE_BYTES: usize = 1024;
 /// The document that lists the registers, and names further ones.
 const TARGET_DOCUMENT: &str = "target.xml";
 /// A register's number is told by the document or follows the one before.
@@ -86,6 +88,29 @@ impl Debugger {
         parse_hex(&answer).with_context(|| format!("cannot read memory at {address:#x}: {answer}"))
     }
 
+    /// Writes memory at an address as the stopped CPU sees it.
+    pub(crate) fn write_memory(&mut self, address: u64, bytes: &[u8]) -> Result<()> {
+        let mut at = address;
+        for piece in bytes.chunks(WRITE_BYTES) {
+            let digits: String = piece.iter().map(|byte| format!("{byte:02x}")).collect();
+            self.expect_ok(&format!("M{at:x},{:x}:{digits}", piece.len()))?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Sets a register of the CPU that stopped last.
+    pub(crate) fn set_register(&mut self, name: &str, value: u64) -> Result<()> {
+        let number = self.registers.get(name).copied();
+        let number = number.with_context(|| format!("QEMU describes no register {name}"))?;
+        let digits: String = value
+            .to_le_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        self.expect_ok(&format!("P{number:x}={digits}"))
+    }
+
     /// Makes memory accesses physical, or as the CPU sees them again.
     pub(crate) fn set_physical_memory(&mut self, physical: bool) -> Result<()> {
         self.expect_ok(&format!("Qqemu.PhyMemMode:{}", u8::from(physical)))
@@ -116,6 +141,44 @@ impl Debugger {
     pub(crate) fn continue_until_stop(&mut self, deadline: Duration) -> Result<String> {
         self.send("c")?;
         self.wait_for_stop(deadline)
+    }
+
+    /// Lets the stopped CPU execute one instruction, whether or not a breakpoint is set there.
+    pub(crate) fn step(&mut self) -> Result<()> {
+        self.send("s")?;
+        self.wait_for_stop(ANSWER_DEADLINE)?;
+        Ok(())
+    }
+
+    /// Lets all CPUs run, without waiting; [`Debugger::stopped_within`] does that.
+    pub(crate) fn start_running(&mut self) -> Result<()> {
+        self.send("c")
+    }
+
+    /// Whether a CPU has stopped, or does within some time.
+    pub(crate) fn stopped_within(&mut self, patience: Duration) -> Result<bool> {
+        if self.pending.is_empty() {
+            self.stream
+                .set_read_timeout(Some(patience))
+                .context("cannot set a time limit")?;
+            let mut buffer = [0; 4096];
+            let read = self.stream.read(&mut buffer);
+            self.stream
+                .set_read_timeout(Some(ANSWER_DEADLINE))
+                .context("cannot set a time limit")?;
+            match read {
+                Ok(0) => bail!("QEMU's gdbstub closed the connection"),
+                Ok(count) => self.pending.extend(buffer.iter().take(count).rev()),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+                {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error).context("cannot read from QEMU's gdbstub"),
+            }
+        }
+        self.wait_for_stop(ANSWER_DEADLINE)?;
+        Ok(true)
     }
 
     /// Lets all CPUs run and does not come back to them.

@@ -9,6 +9,7 @@ mod check;
 mod cpio;
 mod demo;
 mod e2e;
+mod faults;
 mod gdbstub;
 mod initramfs;
 mod lab;
@@ -98,6 +99,8 @@ enum Task {
     Stress(stress::Wish),
     /// Many hand-overs in a row in one machine, each another way
     Soak(soak::Wish),
+    /// Break hand-overs in QEMU, in every way and at every phase, and see how each ends
+    Faults(faults::Wish),
 }
 
 fn main() -> ExitCode {
@@ -134,6 +137,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Test => test::run(&lab),
         Task::Soak(wish) => soak::run(&lab, &wish),
         Task::Stress(wish) => stress::run(&lab, &wish),
+        Task::Faults(wish) => faults::run(&lab, &wish),
         Task::E2e {
             list,
             fast,

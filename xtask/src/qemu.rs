@@ -196,6 +196,34 @@ impl Machine {
         &mut self.qmp
     }
 
+    /// How much longer than usual everything may take.
+    pub(crate) fn slowdown(&self) -> f64 {
+        self.slowdown
+    }
+
+    /// A file in the machine's own directory, which is removed with it; QEMU knows it by the bare name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.run_directory.join(name)
+    }
+
+    /// The lines that have come since the last one was taken, and what comes until `found` accepts one or
+    /// nothing has come for `patience`.
+    pub(crate) fn lines_until(
+        &mut self,
+        patience: Duration,
+        found: impl Fn(&Line) -> bool,
+    ) -> Vec<Line> {
+        let mut lines: Vec<Line> = self.lines.try_iter().collect();
+        while !lines.iter().any(&found) {
+            match self.lines.recv_timeout(patience) {
+                Ok(line) => lines.push(line),
+                Err(_) => break,
+            }
+        }
+        self.history.extend(lines.iter().cloned());
+        lines
+    }
+
     /// The path by which the debugger's socket can be reached.
     pub(crate) fn debugger_socket(&self) -> PathBuf {
         descriptor_path(&self.run_handle, "gdb")

@@ -88,6 +88,11 @@ impl Qmp {
         events
     }
 
+    /// The next event, if one has come.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
+
     fn answer(&mut self) -> Result<Value> {
         match self.answers.recv_timeout(ANSWER_DEADLINE) {
             Ok(answer) => Ok(answer),

@@ -25,7 +25,7 @@ use crate::witness;
 /// The tree of the board that `raspi3b` is.
 const RASPI3B_TREE: &str = "bcm2837-rpi-3-b.dtb";
 /// Until the first kernel's script runs, with a large initramfs on a busy machine.
-const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
+pub(crate) const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
 /// From there to the verdict: load, hand-over, boot, digest.
 pub(crate) const VERDICT_DEADLINE_MS: u64 = 420_000;
 /// From the verdict to the end of the machine.
@@ -113,7 +113,8 @@ impl Assets {
         self.kernels.insert(name.to_owned(), image);
     }
 
-    fn kernel(&self, name: &str) -> Result<&PathBuf> {
+    /// A kernel that was prepared.
+    pub(crate) fn kernel(&self, name: &str) -> Result<&PathBuf> {
         self.kernels
             .get(name)
             .with_context(|| format!("the kernel {name} was not prepared"))
@@ -172,7 +173,46 @@ fn try_row(
     seen: &mut Seen,
 ) -> Result<()> {
     let token = token();
-    let run_directory = lab.directory("run")?.join(&token);
+    let Started {
+        mut machine,
+        _initrd,
+    } = start(lab, assets, row, &token)?;
+    let mut note = None;
+    let result = watch(&mut machine, row, &token, on_line, &mut note);
+    *seen = Seen {
+        note,
+        ..look_back(machine.history())
+    };
+    let result = result.and_then(|()| {
+        if row.nothing_moved {
+            check_nothing_moved(seen.json.as_ref())?;
+        }
+        if let (Some(verify), End::Verdict) = (row.verify, &row.end) {
+            check_verified(seen.json.as_ref(), verify, row.fault_injection)?;
+        }
+        Ok(())
+    });
+    result.map_err(|error| {
+        anyhow::anyhow!(
+            "{error:#}\n{}to repeat it: {}",
+            machine.last_lines(),
+            row.replay_command()
+        )
+    })
+}
+
+/// A machine, and the file that it was started from.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// The machine.
+    pub(crate) machine: Machine,
+    /// QEMU reads the file while it starts; the guard removes it whatever happens.
+    _initrd: RemovedFile,
+}
+
+/// Starts a row's machine.
+pub(crate) fn start(lab: &Lab, assets: &Assets, row: &Row, token: &str) -> Result<Started> {
+    let run_directory = lab.directory("run")?.join(token);
     let initrd = lab.directory("run")?.join(format!("{token}.cpio"));
     let log = lab
         .path("logs")
@@ -185,9 +225,8 @@ fn try_row(
     } else {
         &assets.base
     };
-    // QEMU reads the file while it starts; the guard removes it whatever happens.
-    let _guard = RemovedFile(initrd.clone());
-    let command_line = write_initramfs(&initrd, assets, base, row, &token)?;
+    let guard = RemovedFile(initrd.clone());
+    let command_line = write_initramfs(&initrd, assets, base, row, token)?;
     let description = Description {
         board: match row.board {
             Board::Virt => qemu::Board::Virt {
@@ -219,28 +258,9 @@ fn try_row(
         machine_words: row.machine_words,
         debugger: row.witness,
     };
-    let mut machine = Machine::start(&assets.qemu, &description, &run_directory, &log)?;
-    let mut note = None;
-    let result = watch(&mut machine, row, &token, on_line, &mut note);
-    *seen = Seen {
-        note,
-        ..look_back(machine.history())
-    };
-    let result = result.and_then(|()| {
-        if row.nothing_moved {
-            check_nothing_moved(seen.json.as_ref())?;
-        }
-        if let (Some(verify), End::Verdict) = (row.verify, &row.end) {
-            check_verified(seen.json.as_ref(), verify, row.fault_injection)?;
-        }
-        Ok(())
-    });
-    result.map_err(|error| {
-        anyhow::anyhow!(
-            "{error:#}\n{}to repeat it: {}",
-            machine.last_lines(),
-            row.replay_command()
-        )
+    Ok(Started {
+        machine: Machine::start(&assets.qemu, &description, &run_directory, &log)?,
+        _initrd: guard,
     })
 }
 
@@ -527,7 +547,7 @@ pub(crate) fn is_kernel_message(text: &str) -> bool {
 }
 
 /// A name that no other run has.
-fn token() -> String {
+pub(crate) fn token() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let nanoseconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build;
 use crate::e2e::{self, Selection, Tally};
+use crate::faults;
 use crate::lab::Lab;
 use crate::setup;
 use crate::soak;
@@ -64,6 +65,7 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
     };
     step(&mut tally, "hand-overs", e2e::run(lab, &selection));
     step(&mut tally, "hand-overs in a row", soak::test(lab));
+    step(&mut tally, "injected faults", faults::short(lab));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 {
         bail!("{} tests failed", tally.failed);

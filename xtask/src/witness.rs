@@ -86,15 +86,19 @@ pub(crate) fn watch(machine: &Machine) -> Result<String> {
 
 /// What is read of a stopped CPU.
 #[derive(Debug, Clone, Copy)]
-struct State {
-    pc: u64,
+pub(crate) struct State {
+    /// Where it is.
+    pub(crate) pc: u64,
     pstate: u64,
-    level: u64,
-    sctlr: u64,
+    /// Its exception level.
+    pub(crate) level: u64,
+    /// `SCTLR_ELx` of that level.
+    pub(crate) sctlr: u64,
 }
 
 impl State {
-    fn read(debugger: &mut Debugger) -> Result<Self> {
+    /// Reads it.
+    pub(crate) fn read(debugger: &mut Debugger) -> Result<Self> {
         let pstate = debugger.register(&["cpsr"])?;
         let level = pstate >> 2 & 3;
         let sctlr = match level {
@@ -145,7 +149,7 @@ fn first_write(debugger: &mut Debugger, address: u64) -> Result<State> {
 }
 
 /// The Image's place, as `kleap status` showed it on the console.
-fn image_address(history: &[Line]) -> Result<u64> {
+pub(crate) fn image_address(history: &[Line]) -> Result<u64> {
     history
         .iter()
         .rev()
