@@ -156,6 +156,7 @@ fn run(action: Action) -> Result<ExitCode, Failure> {
 }
 
 fn main() -> ExitCode {
+    kleap_linux::limits::survive_file_size_limit();
     let command = Command::parse();
     match run(command.action) {
         Ok(code) => code,

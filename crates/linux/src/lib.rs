@@ -5,7 +5,7 @@
 //! that it stays where it is and [`holder`] also after this process, [`numa`] near which CPU, [`pagemap`]
 //! where that is, [`pageflags`] whether it is good, [`memory_blocks`] what came after the boot, [`facts`]
 //! what machine this is, [`counter`] the clock that both kernels share, [`kernel_log`] the log of the kernel
-//! that runs now, [`reboot`] the end. [`anonymous`] is for the tests' attackers.
+//! that runs now, [`limits`] what must not kill, [`reboot`] the end. [`anonymous`] is for the tests' attackers.
 //!
 //! Every error says which file or call failed, with what, and what the user can do about it.
 
@@ -17,6 +17,7 @@ pub mod holder;
 pub mod hugepages;
 pub mod kernel_log;
 pub mod kexec;
+pub mod limits;
 pub mod memory_blocks;
 pub mod numa;
 pub mod pageflags;
