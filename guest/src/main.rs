@@ -10,6 +10,9 @@
 //! The second half is attackers: what makes memory scarce and fragmented (`fragment`), kills loads and
 //! lets them race (`trials`), moves pages behind the command's back (`migrate`). They judge each trial
 //! where it happens; how many there were, and what came of them, is judged from outside.
+//!
+//! And one that takes things away: system calls, capabilities, resource limits (`without-syscall`,
+//! `without-capability`, `limited`).
 #![forbid(unsafe_code)]
 
 mod command;
@@ -18,6 +21,7 @@ mod hugepages;
 mod initrd;
 mod kcore;
 mod kexec_cost;
+mod limited;
 mod migrate;
 mod seeded;
 mod snapshot;
@@ -71,6 +75,8 @@ fn run() -> Result<()> {
         Some("kexec-cost") => kexec_cost::print_prediction(),
         Some("measure-kexec-cost") => kexec_cost::measure(),
         Some("time") => time::run(env::args().skip(2)),
+        Some("limited") => limited::run(env::args().skip(2)),
+        Some("without-capability-number") => limited::without_capability(env::args().skip(2)),
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
         Some("without-capability") => without_capability::run(env::args().skip(2)),
         Some("fragment") => fragment::run(env::args().skip(2)),
@@ -82,8 +88,8 @@ fn run() -> Result<()> {
             "usage: kleap-guest initrd-digest [BYTES]|initrd-copy FILE [BYTES]|hugepages|lock|snapshot|\
              reboot-kexec|kexec-cost|\
              measure-kexec-cost|time NAME COMMAND...|\
-             without-syscall NAME ERROR COMMAND...|\
-             without-capability NAME COMMAND...|\
+             without-syscall NAME ERROR COMMAND...|limited NAME VALUE COMMAND...|\
+             without-capability NAME COMMAND...|without-capability-number NUMBER COMMAND...|\
              fragment KIND FILL_PERCENT SEED COMMAND...|\
              fragment-trials SEED COUNT FIRST LOAD_ARGUMENTS...|\
              kill-trials SEED COUNT LOAD_ARGUMENTS...|\

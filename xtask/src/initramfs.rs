@@ -27,6 +27,7 @@ const APPLETS: &[&str] = &[
     "echo",
     "env",
     "expr",
+    "fallocate",
     "false",
     "find",
     "free",

@@ -606,6 +606,7 @@ const FAST: &[&str] = &[
     "stress/kill/6.1",
     "stress/race/2",
     "stress/numa/6.1",
+    "stress/exhaustion/6.1/short",
 ];
 
 /// Kernels and machines on which the cost of `kexec_load` differs: nothing to copy; one copy; kernels built

@@ -51,6 +51,7 @@ const KILL: &str = include_str!("../guest-scripts/kill.sh");
 const RACE: &str = include_str!("../guest-scripts/race.sh");
 const HOTPLUG: &str = include_str!("../guest-scripts/hotplug.sh");
 const MIGRATE: &str = include_str!("../guest-scripts/migrate.sh");
+const EXHAUSTION: &str = include_str!("../guest-scripts/exhaustion.sh");
 const NUMA: &str = include_str!("../guest-scripts/numa.sh");
 
 /// Two nodes of 1 GiB. The boot CPU is on the second, and memory starts on the first.
@@ -195,6 +196,23 @@ fn migrate(first: &'static str, name: &str, how: &str, pins: bool) -> Row {
     row
 }
 
+/// Everything that can be lacking, one thing at a time.
+fn exhaustion(first: &'static str, extent: &str) -> Row {
+    let mut row = attack(
+        format!("exhaustion/{first}/{extent}"),
+        first,
+        EL1_A57,
+        EXHAUSTION,
+        format!("extent={extent}"),
+    );
+    // Loaded a hundred times: the smallest Image that there is, and an initrd that is no larger than it must be.
+    row.second = "5.10-cloud";
+    row.payload_bytes = 0;
+    row.memory_mb = 768;
+    row.verdict_deadline_ms = Some(TRIALS_DEADLINE_MS);
+    row
+}
+
 /// All attacks, in short.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -277,6 +295,9 @@ pub(crate) fn rows() -> Vec<Row> {
             format!("seed={ROW_SEED} count=10 rivals={rivals}"),
         ));
     }
+    for first in ["5.10", "6.1", "7.3"] {
+        rows.extend(["short", "long"].map(|extent| exhaustion(first, extent)));
+    }
     let mut numa = attack("numa/6.1".to_owned(), "6.1", EL2_A57, NUMA, String::new());
     numa.machine_words = TWO_NODES;
     rows.push(numa);
@@ -292,6 +313,8 @@ pub(crate) enum Attack {
     Kill,
     /// Loads at one time, two and four
     Race,
+    /// Everything that can be lacking, one thing at a time; has no number of loads and no seed
+    Exhaustion,
 }
 
 /// `cargo xtask stress`.
@@ -319,6 +342,9 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
         Attack::Fragmentation => fragmentation_rows(wish),
         Attack::Kill => vec![long(wish, "kill/6.1", 1), long(wish, "kill/7.3", 1)],
         Attack::Race => vec![long(wish, "race/2", 2), long(wish, "race/4", 4)],
+        Attack::Exhaustion => ["5.10", "6.1", "7.3"]
+            .map(|first| exhaustion(first, "long"))
+            .into(),
     };
     let assets = Assets::prepare(lab, &rows)?;
     let total = rows.len();
@@ -436,6 +462,7 @@ fn write_result(lab: &Lab, wish: &Wish, trials: &[Value]) -> Result<()> {
         Attack::Fragmentation => "fragmentation",
         Attack::Kill => "kill",
         Attack::Race => "race",
+        Attack::Exhaustion => "exhaustion",
     };
     let directory = lab.workspace().join("target").join("bench");
     fs::create_dir_all(&directory)
@@ -579,7 +606,13 @@ mod tests {
     #[test]
     fn the_rows_of_long_attacks_exist() {
         let names: Vec<_> = rows().into_iter().map(|row| row.name).collect();
-        for name in ["kill/6.1", "kill/7.3", "race/2", "race/4"] {
+        for name in [
+            "kill/6.1",
+            "kill/7.3",
+            "race/2",
+            "race/4",
+            "exhaustion/6.1/short",
+        ] {
             assert!(names.contains(&format!("stress/{name}")), "{name}");
         }
     }
