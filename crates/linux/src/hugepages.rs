@@ -20,6 +20,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const SYSFS_DIRECTORY: &str = "/sys/kernel/mm/hugepages";
@@ -269,12 +270,23 @@ pub fn mount(directory: &Path, page_size_bytes: u64) -> Result<(), Error> {
 }
 
 /// Whether a hugetlbfs is mounted on `directory`.
+///
+/// Where a filter forbids statfs(2), a directory on another device than its parent has something mounted on it:
+/// taking "it cannot be said" for "no" would mount a second one over the first.
 #[must_use]
 pub fn is_mounted(directory: &Path) -> bool {
     /// `HUGETLBFS_MAGIC` (`include/uapi/linux/magic.h`).
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-    rustix::fs::statfs(directory)
-        .is_ok_and(|found| u64::try_from(found.f_type) == Ok(HUGETLBFS_MAGIC))
+    match rustix::fs::statfs(directory) {
+        Ok(found) => u64::try_from(found.f_type) == Ok(HUGETLBFS_MAGIC),
+        Err(_) => is_on_another_device_than_its_parent(directory),
+    }
+}
+
+fn is_on_another_device_than_its_parent(directory: &Path) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let parent = directory.parent().and_then(device);
+    device(directory).is_some_and(|device| parent.is_some_and(|parent| parent != device))
 }
 
 /// Unmounts what [`mount`] mounted.
@@ -582,6 +594,15 @@ impl Drop for PageFile {
 pub(crate) mod tests {
     use super::*;
     use rustix::fs::fstat;
+
+    #[test]
+    fn what_is_mounted_is_on_another_device() {
+        for (directory, mounted) in [("/proc", true), ("/proc/self", false), ("/no/such", false)] {
+            let found = is_on_another_device_than_its_parent(Path::new(directory));
+            assert_eq!(found, mounted, "{directory}");
+        }
+        assert!(!is_mounted(Path::new("/proc")), "it is no hugetlbfs");
+    }
 
     /// A page file of ordinary pages: tmpfs has the same calls as hugetlbfs, and exists everywhere.
     pub(crate) fn ordinary(name: &str, pages: usize) -> PageFile {
