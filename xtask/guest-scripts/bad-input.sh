@@ -45,7 +45,7 @@ limited() {
     sh -c "ulimit $1; shift; exec kleap load $image"
 }
 expect 1 'too many open files' -- limited '-n 3'
-expect 6 'ulimit -v' -- limited '-v 52000'
+expect 6 'ulimit -v' -- limited '-v 46000'
 
 say "a limit of the control group"
 mkdir /tmp/cgroup

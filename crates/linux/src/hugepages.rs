@@ -301,6 +301,13 @@ pub fn unmount(directory: &Path) -> Result<(), Error> {
     })
 }
 
+/// Pages of a file that are no holes, count.
+fn allocated_pages(file: &impl AsFd, page_size_bytes: u64) -> u64 {
+    let blocks = rustix::fs::fstat(file).map_or(0, |stat| stat.st_blocks);
+    let bytes = u64::try_from(blocks).unwrap_or(0).saturating_mul(512);
+    bytes.checked_div(page_size_bytes).unwrap_or(0)
+}
+
 /// Why there were not `wanted` pages but `came`: there are not as many, or a limit of this process is in the way.
 /// The kernel's answer is the same.
 fn shortage(wanted: u64, came: u64, page_size_bytes: u64) -> Error {
@@ -412,6 +419,10 @@ impl PageFile {
             )
         }
         .map_err(|source| match source {
+            // Without a reservation no page is taken here: it is not for want of pages.
+            rustix::io::Errno::NOMEM if flags.contains(MapFlags::NORESERVE) => {
+                shortage(wanted, wanted, page_size_bytes)
+            }
             rustix::io::Errno::NOMEM => shortage(wanted, 0, page_size_bytes),
             source => Error::Call {
                 call: format!("mmap({} bytes of {})", length, path.display()),
@@ -427,18 +438,11 @@ impl PageFile {
         })
     }
 
-    /// Pages that are no holes, count.
-    fn allocated_pages(&self) -> u64 {
-        let blocks = rustix::fs::fstat(&self.file).map_or(0, |stat| stat.st_blocks);
-        let bytes = u64::try_from(blocks).unwrap_or(0).saturating_mul(512);
-        bytes / self.page_size_bytes as u64
-    }
-
     /// Allocates pages. fallocate(2) answers with an error where touching would be a SIGBUS.
     fn allocate(&self, pages: Range<usize>) -> Result<(), Error> {
         let page_size_bytes = self.page_size_bytes as u64;
         let (start, length) = (pages.start as u64, pages.len() as u64);
-        let before = self.allocated_pages();
+        let before = allocated_pages(&self.file, page_size_bytes);
         // Seen on 5.10 right after an io_uring was closed, with no signal sent by anybody. What was allocated
         // stays, so trying again ends.
         rustix::io::retry_on_intr(|| {
@@ -452,7 +456,7 @@ impl PageFile {
         .map_err(|source| match source {
             rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC => {
                 // Those that came before it failed are no longer free.
-                let came = self.allocated_pages().saturating_sub(before);
+                let came = allocated_pages(&self.file, page_size_bytes).saturating_sub(before);
                 shortage(length, came, page_size_bytes)
             }
             source => Error::file("cannot allocate", &self.path, source),
