@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_plan::stage::{self, Content, ROOM_FIRST_BYTES, StageInput};
 use kleap_plan::{Layout, Owned, Requirements, Strategy, layout};
-use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff, Lpis};
+use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff, Lpis, Uart};
 use kleap_relocator::digest::{Algorithm, Digests};
 use kleap_relocator::image;
 use kleap_relocator::timeline::{self, Timeline};
@@ -39,6 +39,8 @@ const HUGE_PAGE_BYTES: u64 = 2 * MIB;
 /// Memory of QEMU's `virt` machine.
 const RAM: u64 = 0x4000_0000;
 const RAM_BYTES: u64 = 512 * MIB;
+/// Its PL011.
+const UART: u64 = 0x0900_0000;
 /// From here on pages are ours: every one, or every second.
 const OWNED: u64 = RAM + 128 * MIB;
 const IMAGE_BYTES: u64 = 8 * MIB;
@@ -171,7 +173,8 @@ fn memory(case: Case) -> Result<Vec<Loaded>> {
         device_tree,
         timeline_offset_bytes: TIMELINE_OFFSET_BYTES,
         kernel_page_size_bytes: None,
-        uart: None,
+        // Should it fail, it says why.
+        uart: Some(Uart::Pl011 { base: UART }),
         psci: None,
         redistributors: &[],
         lpis: Lpis::TurnOff,
@@ -388,9 +391,10 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
         return tables::run_with_relocator(lab, "instructions");
     }
     let qemu = toolchain::qemu_system(lab)?;
+    // Begins with the process: what belongs to none that lives is removed by the next run of anything.
     let directory = lab
         .directory("run")?
-        .join(format!("instructions-{}", std::process::id()));
+        .join(format!("{:x}-instructions", std::process::id()));
     let (mut records, mut stage_bytes) = (Vec::new(), Vec::new());
     for case in CASES {
         let memory = memory(case)?;
