@@ -101,6 +101,11 @@ impl Failure {
             {
                 5
             }
+            Self::Linux(Linux::File { source, .. })
+                if source.kind() == std::io::ErrorKind::OutOfMemory =>
+            {
+                6
+            }
             Self::Linux(Linux::HugePages { .. } | Linux::Limited { .. } | Linux::KernelMemory)
             | Self::Layout(_)
             | Self::Memory { .. } => 6,

@@ -138,6 +138,9 @@ impl Error {
             Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Some("run it as root, in the initial user namespace")
             }
+            Self::File { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => Some(
+                "free memory, or run it without a limit of its address space (ulimit -v), if it has one",
+            ),
             Self::NoKexec => Some("boot a kernel with CONFIG_KEXEC=y, or reboot the ordinary way"),
             Self::HugePages { .. } => Some(
                 "free memory (or load earlier after boot, when memory is less fragmented), or load a smaller initrd",
