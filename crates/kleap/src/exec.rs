@@ -414,8 +414,9 @@ mod fault {
                 edit(
                     stage,
                     "the Image is said to be at 0x1000",
-                    |_, pieces, _| {
+                    |header, pieces, _| {
                         pieces[0].start = 0x1000;
+                        header.kernel_entry = 0x1000;
                     },
                 );
             }
