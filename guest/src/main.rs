@@ -28,7 +28,6 @@ mod snapshot;
 mod time;
 mod traces;
 mod trials;
-mod without_capability;
 mod without_syscall;
 
 use std::env;
@@ -76,9 +75,8 @@ fn run() -> Result<()> {
         Some("measure-kexec-cost") => kexec_cost::measure(),
         Some("time") => time::run(env::args().skip(2)),
         Some("limited") => limited::run(env::args().skip(2)),
-        Some("without-capability-number") => limited::without_capability(env::args().skip(2)),
+        Some("without-capability") => limited::without_capability(env::args().skip(2)),
         Some("without-syscall") => without_syscall::run(env::args().skip(2)),
-        Some("without-capability") => without_capability::run(env::args().skip(2)),
         Some("fragment") => fragment::run(env::args().skip(2)),
         Some("fragment-trials") => trials::fragmentation(env::args().skip(2)),
         Some("kill-trials") => trials::kills(env::args().skip(2)),
@@ -89,7 +87,7 @@ fn run() -> Result<()> {
              reboot-kexec|kexec-cost|\
              measure-kexec-cost|time NAME COMMAND...|\
              without-syscall NAME ERROR COMMAND...|limited NAME VALUE COMMAND...|\
-             without-capability NAME COMMAND...|without-capability-number NUMBER COMMAND...|\
+             without-capability NUMBER COMMAND...|\
              fragment KIND FILL_PERCENT SEED COMMAND...|\
              fragment-trials SEED COUNT FIRST LOAD_ARGUMENTS...|\
              kill-trials SEED COUNT LOAD_ARGUMENTS...|\

@@ -16,6 +16,7 @@ mod lab;
 mod progress;
 mod qemu;
 mod qmp;
+mod random;
 mod rows;
 mod run;
 mod setup;

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::e2e::Tally;
 use crate::lab::{self, Lab};
+use crate::random::Random;
 use crate::rows::{CHAIN_KERNELS, EL2_A57, End, Row, Script, Strategy};
 use crate::run::{self, Assets};
 
@@ -60,31 +61,15 @@ struct Step {
     offline: Vec<u32>,
 }
 
-/// splitmix64: the same numbers everywhere for the same seed.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (word ^ (word >> 31)).checked_rem(limit).unwrap_or(0)
-    }
-
-    fn one_of(&mut self, items: &[&'static str]) -> &'static str {
-        let index = usize::try_from(self.below(items.len() as u64)).unwrap_or(0);
-        items.get(index).copied().unwrap_or_default()
-    }
-}
-
 /// The first kernel, and one step for each hand-over.
 fn plan(seed: u64, hand_overs: u32) -> Vec<Step> {
-    let mut draw = Draw(seed);
+    let mut draw = Random::from_seed(seed);
+    let one_of =
+        |draw: &mut Random, items: &[&'static str]| draw.of(items).copied().unwrap_or_default();
     (0..=hand_overs)
         .map(|number| {
-            let kernel = draw.one_of(CHAIN_KERNELS);
-            let strategy = draw.one_of(&STRATEGIES);
+            let kernel = one_of(&mut draw, CHAIN_KERNELS);
+            let strategy = one_of(&mut draw, &STRATEGIES);
             let padding_mb = draw.below(PADDING_MAX_MB + 1);
             // Any of them, the first one included, as long as one is left.
             let stopped = draw.below(1 << CPUS);

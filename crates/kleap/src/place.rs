@@ -156,13 +156,17 @@ impl<'a> Search<'a> {
         )
     }
 
-    /// The layout that nothing needs to be moved for, where there may be one.
-    fn try_first(&self) -> Result<Result<Layout, LayoutError>, Failure> {
-        let strategy = match self.strategy {
+    /// What is tried first: where moving is allowed, a layout without it.
+    fn first_strategy(&self) -> Strategy {
+        match self.strategy {
             Strategy::Auto => Strategy::InPlace,
             strategy => strategy,
-        };
-        match self.choose(&self.owned()?, strategy) {
+        }
+    }
+
+    /// The layout that nothing needs to be moved for, where there may be one.
+    fn try_first(&self) -> Result<Result<Layout, LayoutError>, Failure> {
+        match self.choose(&self.owned()?, self.first_strategy()) {
             Err(error) if may_grow_out_of(&error) => Ok(Err(error)),
             Err(error) => Err(error.into()),
             Ok(layout) => Ok(Ok(layout)),
@@ -223,13 +227,7 @@ impl<'a> Search<'a> {
                 offset_bytes: number as u64 * size_bytes,
             })
             .collect();
-        layout::choose(
-            &owned,
-            BASE_ALIGNMENT_BYTES,
-            &self.memory.plain,
-            &self.requirements,
-            strategy,
-        )
+        self.choose(&owned, strategy)
     }
 
     /// Adds pages to the pool, step by step, until there is a layout; `None` if there is none within the limits.
@@ -265,14 +263,10 @@ impl<'a> Search<'a> {
     /// Looks for runs among the pages of the pool, and takes those of use. Says whether the kernel shows where they
     /// are; if not, nothing was done.
     fn probe(&mut self, size_bytes: u64, needed: u64) -> Result<bool, Failure> {
-        let strategy = match self.strategy {
-            Strategy::Auto => Strategy::InPlace,
-            strategy => strategy,
-        };
-        if self.pool(size_bytes).pages().is_err() {
+        let strategy = self.first_strategy();
+        let Ok(mut probe) = Probe::new(&mut self.pool(size_bytes)) else {
             return Ok(false);
-        }
-        let mut probe = Probe::new(&mut self.pool(size_bytes))?;
+        };
         let mut layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
         if layout.is_none() && strategy == Strategy::InPlace {
             // With what was added given back, there is room to move everything else together. And larger pages
@@ -468,14 +462,13 @@ impl Supply for PoolOf<'_, '_> {
 
     fn grow_from_larger(&mut self) -> Result<u64, Failure> {
         let (search, size_bytes) = (&*self.search, self.size_bytes);
-        let most_bytes = search.most_bytes.min(search.share_bytes);
         let sizes = hugepages::sizes()?;
         let Some(larger) = sizes.into_iter().find(|larger| *larger > size_bytes) else {
             return Ok(0);
         };
         search
             .store
-            .grow_from_larger(size_bytes, larger, most_bytes / larger, search.node)
+            .grow_from_larger(size_bytes, larger, search.most_bytes / larger, search.node)
     }
 
     fn shrink(&mut self, pages: u64) -> Result<(), Failure> {

@@ -15,8 +15,8 @@ use kleap_relocator::abi::{
     STACK_SIZE_BYTES, word,
 };
 
-use super::random::Random;
 use super::stage::{Stage, word_at};
+use crate::random::Random;
 
 /// Most bits of one fault.
 const BITS_MAX: u64 = 8;

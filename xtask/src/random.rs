@@ -5,9 +5,14 @@
 pub(crate) struct Random(u64);
 
 impl Random {
+    /// From a seed alone.
+    pub(crate) fn from_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// For one fault of a run.
     pub(crate) fn new(seed: u64, number: u64) -> Self {
-        let mut random = Self(seed);
+        let mut random = Self::from_seed(seed);
         let start = random.next() ^ number.wrapping_mul(0xd605_1fa3_7d2b_8d1b);
         Self(start)
     }
