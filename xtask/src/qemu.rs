@@ -306,6 +306,20 @@ impl Machine {
         }
     }
 
+    /// Whether QEMU has not ended, and its CPUs are not stopped.
+    pub(crate) fn is_running(&mut self) -> Result<bool> {
+        if self
+            .child
+            .try_wait()
+            .context("cannot ask for QEMU")?
+            .is_some()
+        {
+            return Ok(false);
+        }
+        let status = self.qmp.execute("query-status", &serde_json::json!({}))?;
+        Ok(status.get("status").and_then(serde_json::Value::as_str) == Some("running"))
+    }
+
     /// Why the machine ended, once its console is closed.
     fn end_reason(&mut self) -> Result<String> {
         let began = Instant::now();

@@ -201,6 +201,18 @@ pub(crate) enum End {
         /// What must be on the console.
         line: &'static str,
     },
+    /// The same, but it powers itself off.
+    Off {
+        /// What must be on the console.
+        line: &'static str,
+    },
+    /// It stays as it is after a line with this text: not reset, not off, no second kernel.
+    Halt {
+        /// What must be on the console.
+        line: &'static str,
+    },
+    /// It resets itself without a line, and no second kernel is seen.
+    SilentReset,
 }
 
 /// One hand-over.
@@ -246,6 +258,10 @@ pub(crate) struct Row {
     pub(crate) kexec_tools: bool,
     /// Whether the second kernel must have a report of kleap's.
     pub(crate) report: bool,
+    /// More words for `kleap exec`.
+    pub(crate) exec_words: &'static str,
+    /// Lines with these texts must be on the console, in this order.
+    pub(crate) lines: &'static [&'static str],
     /// How long the first kernel's script and the second kernel may take, where that is not usual.
     pub(crate) verdict_deadline_ms: Option<u64>,
     /// What the first kernel does.
@@ -287,6 +303,8 @@ impl Row {
             witness: false,
             kexec_tools: false,
             report: true,
+            exec_words: "",
+            lines: &[],
             verdict_deadline_ms: None,
             script: Script::HandOver(strategy),
             end: End::Verdict,
@@ -504,9 +522,10 @@ impl Row {
                 let pause = if self.witness { WITNESS_PAUSE } else { "" };
                 format!(
                     "say payload initrd_bytes={}\nmust {}\nsay loaded\nrun kleap status\n{pause}\
-                     say executing\nrun kleap exec\nfinish fail 'kleap exec came back'\n",
+                     say executing\nrun kleap exec {}\nfinish fail 'kleap exec came back'\n",
                     initrd.size_bytes,
-                    load(*strategy)
+                    load(*strategy),
+                    self.exec_words
                 )
             }
             Script::Refuse(patterns) => {
@@ -533,9 +552,10 @@ impl Row {
                 early = load(Strategy::Auto),
             ),
             Script::Break { strategy, fault } => format!(
-                "must {}\nsay executing\nrun kleap exec --inject-fault '{fault}'\n\
+                "must {}\nsay executing\nrun kleap exec --inject-fault '{fault}' {}\n\
                  finish fail 'kleap exec came back'\n",
-                load(*strategy)
+                load(*strategy),
+                self.exec_words
             ),
             Script::Text(text) => (*text).to_owned(),
             // In the base, the same for every kernel.
@@ -597,6 +617,11 @@ const FAST: &[&str] = &[
     "kexec-cost/6.1/el2-a57/2048M",
     "check/6.12/el2-a57/more",
     "check/6.1/el2-a57/protected-kvm",
+    "verbose/el1-a57/relocate",
+    "on-failure/off/Image:12345678/el2-a57",
+    "on-failure/halt/early-exception/el1-a57",
+    "broken/uart:silent/el1-a57/in-place",
+    "broken/psci:other/el1-a57/in-place",
     "chain/dt",
     "stress/hand-over/6.1/100M/alternate-pinned-60",
     "stress/fresh/6.1/100M/300",
@@ -713,6 +738,93 @@ fn verified() -> Vec<Row> {
             reset("relocator damaged before the MMU was on"),
         ),
     ]
+}
+
+/// What `kleap exec --verbose-handoff` writes.
+const VERBOSE_LINES: &[&str] = &[
+    "kleap: MMU on at ",
+    "kleap: interrupts quiet: ",
+    "kleap: moved 0x",
+    "kleap: verified 0x",
+    "kleap: cleaned 0x",
+    "kleap: entering the kernel at 0x",
+    "Booting Linux on physical CPU",
+];
+
+/// A line for every phase, and what is done where none can be finished.
+fn voice() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (kind, strategy) in [
+        (EL1_A57, Strategy::Relocate),
+        (EL2_A57, Strategy::InPlace),
+        (VHE_N1, Strategy::Relocate),
+    ] {
+        let mut row = Row::hand_over("6.1", "6.12", kind, strategy);
+        row.exec_words = "--verbose-handoff";
+        row.lines = VERBOSE_LINES;
+        row.name = format!("verbose/{}/{}", kind.name, strategy.word());
+        rows.push(row);
+    }
+    let (off, halt) = ("--on-failure off", "--on-failure halt");
+    let image = "Image:12345678";
+    let halted = "kleap: halted, as --on-failure asked for";
+    for kind in [EL1_A57, EL2_A57, VHE_N1] {
+        for (fault, words, end) in [
+            (
+                image,
+                off,
+                End::Off {
+                    line: "; powering off",
+                },
+            ),
+            (image, halt, End::Halt { line: halted }),
+            (
+                "early-exception",
+                off,
+                End::Off {
+                    line: "exception before the MMU was on; powering off",
+                },
+            ),
+            ("early-exception", halt, End::Halt { line: halted }),
+        ] {
+            let mut row = Row::broken(kind, Strategy::InPlace, fault, "");
+            row.exec_words = words;
+            row.end = end;
+            let action = words.trim_start_matches("--on-failure ");
+            row.name = format!("on-failure/{action}/{fault}/{}", kind.name);
+            rows.push(row);
+        }
+    }
+    let stops = "kleap: no PSCI to reset this machine with: it stops here";
+    for (kind, fault, end) in [
+        // No byte of the line gets out in time, so there is no line.
+        (EL1_A57, "uart:silent", End::SilentReset),
+        (EL2_A57, "uart:silent", End::SilentReset),
+        (EL1_A57, "uart:unmapped", End::SilentReset),
+        (VHE_N1, "uart:unmapped", End::SilentReset),
+        // At EL1 without EL3 there is no SMC, and HVC is tried.
+        (
+            EL1_A57,
+            "psci:other",
+            End::Reset {
+                line: "digest mismatch in Image",
+            },
+        ),
+        (
+            EL2_A57,
+            "psci:other",
+            End::Reset {
+                line: "digest mismatch in Image",
+            },
+        ),
+        (EL1_A57, "psci:none", End::Halt { line: stops }),
+        (EL2_A57, "psci:none", End::Halt { line: stops }),
+    ] {
+        let mut row = Row::broken(kind, Strategy::InPlace, fault, "");
+        row.end = end;
+        rows.push(row);
+    }
+    rows
 }
 
 /// Hand-overs between kernels that were started by UEFI and use ACPI.
@@ -899,6 +1011,7 @@ pub(crate) fn all() -> Vec<Row> {
     }
     rows.extend(broken());
     rows.extend(verified());
+    rows.extend(voice());
     rows.extend(efi());
     rows.extend(no_initrd());
     rows.extend(lpis());

@@ -32,6 +32,12 @@ pub(crate) const VERDICT_DEADLINE_MS: u64 = 420_000;
 const END_DEADLINE_MS: u64 = 30_000;
 /// What the scripts print for the harness starts with this.
 pub(crate) const PREFIX: &str = "KLEAP-LAB: ";
+/// How long a machine that should wait for ever is watched.
+const HALT_WATCHED_MS: u64 = 2_000;
+/// What the command says when it has broken something.
+const FAULT_LINE: &str = "kleap: TEST: ";
+/// What the relocator says of every failure.
+const FAILURE_LINE: &str = "kleap: hand-over stopped: ";
 /// The first line of every kernel.
 pub(crate) const KERNEL_ENTRY: &str = "Booting Linux on physical CPU";
 
@@ -416,28 +422,89 @@ fn watch(
             );
         }
         End::Reset { line: expected } => {
-            let end = machine.wait_for_end(verdict_deadline_ms, &mut *on_line)?;
-            ensure!(
-                end == "guest-reset",
-                "the machine ended with {end}, not with a reset"
-            );
-            let entries = machine
+            wait_for_reason(machine, "guest-reset", verdict_deadline_ms, on_line)?;
+            check_no_second_kernel(machine)?;
+            check_lines(machine, &[expected])?;
+        }
+        End::Off { line: expected } => {
+            wait_for_reason(machine, "guest-shutdown", verdict_deadline_ms, on_line)?;
+            check_no_second_kernel(machine)?;
+            check_lines(machine, &[expected])?;
+        }
+        End::SilentReset => {
+            wait_for_reason(machine, "guest-reset", verdict_deadline_ms, on_line)?;
+            check_no_second_kernel(machine)?;
+            check_lines(machine, &[FAULT_LINE])?;
+            let said = machine
                 .history()
                 .iter()
-                .filter(|line| line.text.contains(KERNEL_ENTRY))
-                .count();
-            ensure!(entries == 1, "a second kernel was started");
-            if !machine
-                .history()
-                .iter()
-                .any(|line| line.text.contains(expected))
-            {
-                bail!("the machine was reset, but without saying '{expected}'");
+                .find(|line| line.text.contains(FAILURE_LINE));
+            if let Some(line) = said {
+                bail!(
+                    "the console should have been silent, and says: {}",
+                    line.text
+                );
             }
+        }
+        End::Halt { line: expected } => {
+            machine.wait_for(
+                "the line that says it stops",
+                verdict_deadline_ms,
+                &mut *on_line,
+                |line| line.text.contains(expected).then_some(()),
+            )?;
+            let more = machine.wait_for_end(HALT_WATCHED_MS, &mut *on_line);
+            ensure!(
+                machine.is_running()?,
+                "the machine should wait, and has ended: {more:?}"
+            );
+            check_no_second_kernel(machine)?;
+            let after = machine.history().last();
+            ensure!(
+                after.is_some_and(|line| line.text.contains(expected)),
+                "it says more after it has stopped: {after:?}"
+            );
         }
     }
     if let End::Checks(expected) = &row.end {
         *note = Some(check::judge(machine.history(), expected)?);
+    }
+    check_lines(machine, row.lines)
+}
+
+/// Waits for the end of the machine, which must have this reason.
+fn wait_for_reason(
+    machine: &mut Machine,
+    reason: &str,
+    deadline_ms: u64,
+    on_line: &mut dyn FnMut(&Line),
+) -> Result<()> {
+    let end = machine.wait_for_end(deadline_ms, on_line)?;
+    ensure!(
+        end == reason,
+        "the machine ended with {end}, not with {reason}"
+    );
+    Ok(())
+}
+
+fn check_no_second_kernel(machine: &Machine) -> Result<()> {
+    let entries = machine
+        .history()
+        .iter()
+        .filter(|line| line.text.contains(KERNEL_ENTRY))
+        .count();
+    ensure!(entries == 1, "{entries} kernels were started, not one");
+    Ok(())
+}
+
+/// Lines with these texts are on the console, in this order.
+fn check_lines(machine: &Machine, expected: &[&str]) -> Result<()> {
+    let mut lines = machine.history().iter();
+    for text in expected {
+        ensure!(
+            lines.any(|line| line.text.contains(text)),
+            "the console does not say '{text}', or not in its turn"
+        );
     }
     Ok(())
 }

@@ -38,6 +38,9 @@ pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> 
         redistributors: &devices.redistributors,
         mappable: &memory.mappable(loaded.layout.owned()),
         lpis: devices.lpis,
+        verbose: loaded.hand_off.verbose,
+        on_failure: loaded.hand_off.on_failure.into(),
+        record: None,
     })?)
 }
 
@@ -135,7 +138,12 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         (None, Ok(())) => return Err(Failure::NothingLoaded),
         (None, Err(_)) => return check.and(Err(Failure::NothingLoaded)),
     };
+    let loaded = Loaded {
+        hand_off: loaded.hand_off.with(&arguments.hand_off),
+        ..loaded
+    };
     if loaded.strategy == Strategy::Kernel {
+        check_no_wishes(arguments)?;
         return exec_by_kernel(&loaded);
     }
     // Whoever forbids kexec_load after a load with --early means the next one.
@@ -164,10 +172,8 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     check_payload(&loaded, &files)?;
     #[cfg(feature = "fault-injection")]
     let files = fault::inject_into_payload(arguments, &loaded, files);
-    #[cfg(not(feature = "fault-injection"))]
-    let ExecArguments {} = arguments;
-
     if let Some(failure) = forbidden {
+        check_no_wishes(arguments)?;
         if loaded.layout != noted {
             return Err(failure);
         }
@@ -218,6 +224,18 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
         output::warn(&format!("and the kernel keeps what it was given: {unload}"));
     }
     Err(error)
+}
+
+/// Refuses what cannot be changed any more: the kernel has the stage, and shows nothing of it.
+fn check_no_wishes(arguments: &ExecArguments) -> Result<(), Failure> {
+    if arguments.hand_off.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Unsupported(
+        "the kernel was given the hand-over by load, which is where --verbose-handoff and --on-failure belong: \
+         load again with them"
+            .into(),
+    ))
 }
 
 fn announce(loaded: &Loaded, what: &str) {
@@ -280,6 +298,13 @@ mod fault {
         Lpis(abi::Lpis),
         /// `lpis:forgotten`: the relocator is told of no redistributors.
         LpisForgotten,
+        /// `uart:silent`: the console is said to be one that never has room, and the Image is damaged.
+        UartSilent,
+        /// `uart:unmapped`: the console is said to be where nothing is mapped, and the Image is damaged.
+        UartUnmapped,
+        /// `psci:other`, `psci:none`: the machine's PSCI is said to be called by the other conduit, or not to
+        /// be there, and the Image is damaged.
+        Psci { is_there: bool },
         /// `early-exception`: an undefined instruction before the MMU is on.
         EarlyException,
     }
@@ -292,6 +317,10 @@ mod fault {
                 "portable" => return Ok(Self::Portable),
                 "exception" => return Ok(Self::Exception),
                 "early-exception" => return Ok(Self::EarlyException),
+                "uart:silent" => return Ok(Self::UartSilent),
+                "uart:unmapped" => return Ok(Self::UartUnmapped),
+                "psci:other" => return Ok(Self::Psci { is_there: true }),
+                "psci:none" => return Ok(Self::Psci { is_there: false }),
                 "lpis:off" => return Ok(Self::Lpis(abi::Lpis::TurnOff)),
                 "lpis:on" => return Ok(Self::Lpis(abi::Lpis::LeaveOn)),
                 "lpis:forgotten" => return Ok(Self::LpisForgotten),
@@ -363,23 +392,44 @@ mod fault {
         }
     }
 
+    /// What of the hand-off block can be changed.
+    struct Parts {
+        header: abi::Header,
+        pieces: Vec<abi::Piece>,
+        digests: Vec<u64>,
+        regions: Vec<abi::Redistributors>,
+    }
+
+    impl Parts {
+        /// The first chunk gets a digest that it does not have.
+        fn expect_another_digest(&mut self) {
+            if let Some(word) = self.digests.first_mut() {
+                *word ^= 1;
+            }
+        }
+    }
+
     /// Changes the hand-off block, with a right digest, and says what was changed.
-    fn edit(
-        stage: &mut Stage,
-        what: &str,
-        change: impl FnOnce(&mut abi::Header, &mut [abi::Piece], &mut Vec<abi::Redistributors>),
-    ) {
+    fn edit(stage: &mut Stage, what: &str, change: impl FnOnce(&mut Parts)) {
         let block_at = usize::try_from(HAND_OFF_OFFSET_BYTES).unwrap_or(usize::MAX);
         let Ok(hand_off) = HandOff::decode(&stage.bytes[block_at..]) else {
             return;
         };
-        let mut header = hand_off.header;
-        let mut pieces: Vec<_> = hand_off.pieces().collect();
-        let mut regions: Vec<_> = hand_off.redistributors().collect();
-        let digests: Vec<_> = hand_off.digest_words().collect();
+        let mut parts = Parts {
+            header: hand_off.header,
+            pieces: hand_off.pieces().collect(),
+            digests: hand_off.digest_words().collect(),
+            regions: hand_off.redistributors().collect(),
+        };
         let moves: Vec<_> = hand_off.moves().collect();
-        change(&mut header, &mut pieces, &mut regions);
-        if let Ok(block) = abi::encode(&header, &pieces, &digests, &moves, &regions) {
+        change(&mut parts);
+        let Parts {
+            header,
+            pieces,
+            digests,
+            regions,
+        } = &parts;
+        if let Ok(block) = abi::encode(header, pieces, digests, &moves, regions) {
             stage.bytes[block_at..][..block.len()].copy_from_slice(&block);
             say(what);
         }
@@ -407,26 +457,53 @@ mod fault {
                     flip(stage, usize::try_from(at).unwrap_or(usize::MAX));
                 }
             }
-            Fault::Portable => edit(stage, "no optional instructions", |header, _, _| {
-                header.portable = true;
+            Fault::Portable => edit(stage, "no optional instructions", |parts| {
+                parts.header.portable = true;
             }),
             Fault::Exception => {
-                edit(
-                    stage,
-                    "the Image is said to be at 0x1000",
-                    |header, pieces, _| {
-                        pieces[0].start = 0x1000;
-                        header.kernel_entry = 0x1000;
-                    },
-                );
+                edit(stage, "the Image is said to be at 0x1000", |parts| {
+                    parts.pieces[0].start = 0x1000;
+                    parts.header.kernel_entry = 0x1000;
+                });
             }
             Fault::Lpis(lpis) => {
-                edit(stage, &format!("LPIs: {lpis:?}"), |header, _, _| {
-                    header.lpis = *lpis;
+                edit(stage, &format!("LPIs: {lpis:?}"), |parts| {
+                    parts.header.lpis = *lpis;
+                });
+            }
+            Fault::UartSilent => {
+                // A PL011's registers, read as an 8250's: UARTRSR where LSR is wanted is 0 for ever.
+                edit(stage, "a console that never has room", |parts| {
+                    parts.expect_another_digest();
+                    parts.header.uart = parts.header.uart.map(|uart| abi::Uart::Ns16550 {
+                        base: uart.base(),
+                        reg_shift: 0,
+                        width_bytes: 1,
+                    });
+                });
+            }
+            Fault::UartUnmapped => {
+                edit(stage, "a console at 0x1000", |parts| {
+                    parts.expect_another_digest();
+                    parts.header.uart = Some(abi::Uart::Pl011 { base: 0x1000 });
+                });
+            }
+            Fault::Psci { is_there } => {
+                edit(stage, "PSCI as it is not", |parts| {
+                    parts.expect_another_digest();
+                    parts.header.psci =
+                        parts
+                            .header
+                            .psci
+                            .filter(|_| *is_there)
+                            .map(|psci| match psci {
+                                abi::Conduit::Smc => abi::Conduit::Hvc,
+                                abi::Conduit::Hvc => abi::Conduit::Smc,
+                            });
                 });
             }
             Fault::LpisForgotten => {
-                edit(stage, "no redistributors", |_, _, regions| regions.clear());
+                edit(stage, "no redistributors", |parts| parts.regions.clear());
             }
             Fault::EarlyException => {
                 const TLBI: [u32; 2] = [0xd508_871f, 0xd50c_871f]; // vmalle1, alle2
@@ -442,10 +519,11 @@ mod fault {
                 edit(
                     stage,
                     &format!("replaced {count} instructions by undefined ones"),
-                    |header, _, _| {
-                        let size_bytes = usize::try_from(header.program_size_bytes);
+                    |parts| {
+                        let size_bytes = usize::try_from(parts.header.program_size_bytes);
                         let program = code.get(..size_bytes.unwrap_or(0));
-                        header.program_crc32c = crc32c::update(0, program.unwrap_or_default());
+                        parts.header.program_crc32c =
+                            crc32c::update(0, program.unwrap_or_default());
                     },
                 );
             }

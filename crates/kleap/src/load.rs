@@ -6,6 +6,7 @@
 
 use crate::cpu::{Support, page_size_support};
 use crate::error::Failure;
+use crate::hand_off::HandOffOptions;
 use crate::machine::{self, Devices, Memory};
 use crate::payload::{Content, Files, Loaded, Verify};
 use crate::place::{self, Placed};
@@ -467,6 +468,7 @@ impl<'a> Payload<'a> {
             files: Vec::new(),
             pinned_by: None,
             early: false,
+            hand_off: HandOffOptions::default().with(&arguments.hand_off),
             layout,
             strategy: arguments.strategy.into(),
             verify: self.verify(),

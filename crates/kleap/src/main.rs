@@ -14,6 +14,7 @@ mod check;
 mod cpu;
 mod error;
 mod exec;
+mod hand_off;
 mod hold;
 mod load;
 mod machine;
@@ -100,6 +101,8 @@ struct LoadArguments {
     /// Call kexec_load(2) now and not at exec, for `systemctl kexec` and whatever looks at kexec_loaded
     #[arg(long)]
     early: bool,
+    #[command(flatten)]
+    hand_off: hand_off::HandOffArguments,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -128,8 +131,11 @@ impl From<StrategyArgument> for Strategy {
 
 #[derive(Debug, Args)]
 struct ExecArguments {
+    #[command(flatten)]
+    hand_off: hand_off::HandOffArguments,
     /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, tables:OFFSET, exception, early-exception,
-    /// lpis:on, lpis:off, lpis:forgotten; portable: use no CRC32 and SHA-256 instructions
+    /// lpis:on, lpis:off, lpis:forgotten, uart:silent, uart:unmapped, psci:other, psci:none; portable: use no CRC32 and
+    /// SHA-256 instructions
     #[cfg(feature = "fault-injection")]
     #[arg(long, value_name = "FAULT,...", value_delimiter = ',')]
     inject_fault: Vec<exec::Fault>,

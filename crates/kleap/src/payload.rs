@@ -1,6 +1,7 @@
 //! What is loaded: the note that `load` leaves for `exec`, and the way to the bytes.
 
 use crate::error::Failure;
+use crate::hand_off::HandOffOptions;
 use clap::ValueEnum;
 use kleap_linux::hugepages::PageFile;
 use kleap_linux::pagemap::Pagemap;
@@ -157,6 +158,9 @@ pub(crate) struct Loaded {
     pub(crate) pinned_by: Option<String>,
     /// Whether the kernel was given the stage, or the whole payload, by `load`.
     pub(crate) early: bool,
+    /// What was asked of the hand-over itself.
+    #[serde(default)]
+    pub(crate) hand_off: HandOffOptions,
     /// Where everything is.
     pub(crate) layout: Layout,
     /// What was asked for.

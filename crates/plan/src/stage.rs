@@ -11,7 +11,7 @@
 //! | hand-off and tables | read |
 //! | memory that is moved to; the device tree, for the timeline | read, write |
 //! | what is in place, the room behind it, memory that is moved from and not to | read |
-//! | console UART, GIC redistributors | Device, read, write |
+//! | console UART, GIC redistributors, the place for a failure record | Device, read, write |
 //!
 //! Two sets of tables, because the descriptors of a regime with two privilege levels (EL1, and EL2 with
 //! E2H) and with one (EL2 without) differ in bits that are RES1 in one and a permission in the other, and
@@ -32,8 +32,8 @@ use kleap_pagetable::{
     table_count,
 };
 use kleap_relocator::abi::{
-    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, MOVES_MAX, Move, Piece, PieceKind,
-    Redistributors, STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
+    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, MOVES_MAX, Move, OnFailure, Piece,
+    PieceKind, RecordPlace, Redistributors, STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
 };
 use kleap_relocator::digest::{Algorithm, Digests};
 use kleap_relocator::{crc32c, image, timeline};
@@ -97,6 +97,13 @@ pub struct StageInput<'a> {
     pub redistributors: &'a [Device],
     /// What is to become of their LPIs.
     pub lpis: Lpis,
+    /// Whether the relocator writes a line for every phase.
+    pub verbose: bool,
+    /// What ends a hand-over that failed.
+    pub on_failure: OnFailure,
+    /// Where a failure is recorded for the next boot: mapped as Device memory, so that nothing of it stays in
+    /// a cache.
+    pub record: Option<RecordPlace>,
     /// Memory that may be mapped as Normal memory beyond what is touched, to save tables: System RAM with
     /// nothing nested in it, and what we own.
     pub mappable: &'a PhysRanges,
@@ -348,8 +355,12 @@ fn mappings(
     let uart = input
         .uart
         .map(|uart| PhysRange::from_size(PhysAddr::new(uart.base()), 0x100));
+    let record = input
+        .record
+        .map(|place| PhysRange::from_size(PhysAddr::new(place.start), place.size_bytes));
     for range in uart
         .into_iter()
+        .chain(record)
         .chain(input.redistributors.iter().map(|device| Ok(device.range)))
     {
         let range = range?;
@@ -617,6 +628,9 @@ fn header(
         tables_two_privileges_crc32c: crc32c::update(0, two.bytes()),
         tables_one_privilege_crc32c: crc32c::update(0, one.bytes()),
         portable: false,
+        verbose: input.verbose,
+        on_failure: input.on_failure,
+        record: input.record,
     }
 }
 

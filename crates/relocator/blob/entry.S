@@ -30,7 +30,7 @@ _start:
     isb                                 // the counter must not be read early
     mrs     x19, cntvct_el0
     msr     spsel, #1
-    msr     tpidr_el0, xzr              // counts attempts to reset
+    msr     tpidr_el0, xzr              // steps of `reset`, and what is noted for a failure
     msr     tpidrro_el0, xzr            // 1: the hand-off block was right
     adr     x20, _start
     add     x21, x20, #{HAND_OFF_OFFSET}
@@ -269,7 +269,7 @@ vectors:
     .set    index, index + 1
     .endr
 
-// A second exception while the first is being reported: nothing can be trusted, so reset without a word.
+// A second exception while the first is being reported: nothing can be trusted, so no word more.
     .balign 2048
 last_vectors:
     .rept   16
@@ -308,94 +308,266 @@ exception:
     bl      relocator_exception
     b       reset
 
-// The MMU is off: a fixed line, then reset. x12 UART, x13 the byte register, x14 the status register.
-// A damaged block may name a wrong UART: then either nobody reads the line, or there is an exception, whose
-// line goes the same way, and the second exception resets.
+// The MMU is off: a fixed record, a fixed line, and the end.
 early:
     adr     x15, early_line
 say:
+    mrs     x9, tpidrro_el0             // a damaged block does not say where a record may be written
+    cbz     x9, 2f
+    adr     x4, exception_record
+    adr     x5, exception_record_end
+    adr     x6, program_line
+    cmp     x15, x6
+    b.ne    1f
+    adr     x4, program_record
+    adr     x5, program_record_end
+1:  adr     x6, tables_line
+    cmp     x15, x6
+    b.ne    1f
+    adr     x4, tables_record
+    adr     x5, tables_record_end
+1:  bl      early_record
+    // A damaged block may name a wrong UART: then either nobody reads the line, or there is an exception, whose
+    // line goes the same way, and the second exception ends it.
+2:  bl      print
+    adr     x15, resetting
+    mrs     x9, tpidrro_el0
+    cbz     x9, 1f                      // nor how it is to end
+    ldr     x9, [x21, #{ON_FAILURE}]
+    cbz     x9, 1f
+    adr     x15, powering_off
+    cmp     x9, #{ON_FAILURE_OFF}
+    b.eq    1f
+    adr     x15, halting
+1:  bl      print
+    b       reset
+
+// The failure record at [x4, x5) of what is found with the MMU off (record.rs writes all others), if there is a
+// place for it and it is the first. The first kernel may have left lines of that memory in the caches: out with
+// them, before and, should one come back, after.
+early_record:
+    ldr     x1, [x21, #{RECORD}]
+    ldr     x2, [x21, #{RECORD_SIZE_BYTES}]
+    mrs     x3, tpidr_el0
+    cbz     x1, 3f
+    tbnz    x3, #{RECORD_WRITTEN_BIT}, 3f
+    orr     x3, x3, #(1 << {RECORD_WRITTEN_BIT})
+    msr     tpidr_el0, x3
+    sub     x6, x5, x4
+    cmp     x2, x6
+    b.lo    3f
+    mov     x7, xzr
+1:  add     x8, x1, x7
+    dc      civac, x8
+    add     x7, x7, #8
+    cmp     x7, x6
+    b.lo    1b
+    dsb     sy
+    mov     x7, xzr
+2:  ldr     x8, [x4, x7]
+    str     x8, [x1, x7]
+    add     x7, x7, #8
+    cmp     x7, x6
+    b.lo    2b
+    dsb     sy
+    mov     x7, xzr
+4:  add     x8, x1, x7
+    dc      civac, x8
+    add     x7, x7, #8
+    cmp     x7, x6
+    b.lo    4b
+    dsb     sy
+3:  ret
+
+// Writes the text at x15, up to its zero byte, to the console that the hand-off block names, and waits until
+// the last bit has left. With the MMU on or off; without a stack. A byte that times out ends it.
+// Uses x1, x2, x4 to x6, x9 to x15, x17.
+print:
     ldr     x9, [x21, #{UART_KIND}]
     ldr     x12, [x21, #{UART_BASE}]
-    cbz     x9, reset
-3:  ldrb    w1, [x15], #1
-    cbz     w1, reset
-    mov     x16, #0x100000              // polls before a byte is given up
+    cbz     x9, 9f
+    mov     x14, #0x18                  // PL011: UARTFR, 32 bits; room if bit 5 (TXFF) is clear,
+    mov     x13, #4                     // idle if bit 3 (BUSY) is
+    mov     w5, wzr
+    mov     w6, #(1 << 3)
     cmp     x9, #1
-    b.ne    5f
-4:  ldr     w2, [x12, #0x18]            // PL011: UARTFR.TXFF
-    tbz     w2, #5, 8f
-    subs    x16, x16, #1
-    b.ne    4b
-    b       reset
-8:  str     w1, [x12]
-    b       3b
-5:  ldr     x13, [x21, #{UART_REG_SHIFT}]
-    mov     x14, #5                     // 8250: LSR
+    b.eq    1f
+    ldr     x13, [x21, #{UART_REG_SHIFT}]
+    mov     x14, #5                     // 8250: LSR; room if bit 5 (THRE) is set, idle if bit 6 (TEMT) is
     lsl     x14, x14, x13
     ldr     x13, [x21, #{UART_WIDTH_BYTES}]
-6:  cmp     x13, #4
-    b.eq    7f
+    mov     w5, #(3 << 5)
+    mov     w6, #(1 << 6)
+1:  mrs     x17, cntfrq_el0             // as deadline.rs has it
+    ldr     x2, ={HIGHEST_HZ}
+    sub     x4, x17, #1
+    cmp     x4, x2
+    b.lo    2f
+    ldr     x17, ={FALLBACK_HZ}
+2:  mov     x2, #{BYTES_PER_SECOND_LEAST}
+    udiv    x17, x17, x2                // ticks that a byte may take
+3:  ldrb    w1, [x15], #1
+    mov     w4, #(1 << 5)
+    cbnz    w1, 4f
+    mov     w4, w6                      // no byte more: wait until it is idle
+4:  isb
+    mrs     x10, cntvct_el0
+    mov     w11, #{POLLS_MAX}
+5:  cmp     x13, #4
+    b.eq    6f
     ldrb    w2, [x12, x14]
-    tbnz    w2, #5, 9f                  // THRE
-    subs    x16, x16, #1
-    b.ne    6b
-    b       reset
-9:  strb    w1, [x12]
+    b       7f
+6:  ldr     w2, [x12, x14]
+7:  eor     w2, w2, w5
+    tst     w2, w4
+    b.eq    8f
+    isb
+    mrs     x2, cntvct_el0
+    sub     x2, x2, x10
+    cmp     x2, x17
+    b.hs    9f
+    subs    w11, w11, #1                // the counter may stand still
+    b.ne    5b
+    b       9f
+8:  cbz     w1, 9f
+    cmp     x13, #4
+    b.eq    10f
+    strb    w1, [x12]
     b       3b
-7:  ldr     w2, [x12, x14]
-    tbnz    w2, #5, 10f
-    subs    x16, x16, #1
-    b.ne    7b
-    b       reset
 10: str     w1, [x12]
     b       3b
+9:  ret
 
-// PSCI SYSTEM_RESET, and SYSTEM_OFF should that return: by the conduit of the block, then by the other one,
-// as the block may be what is damaged. From EL2 always by SMC: HVC would go to our own vectors.
+// The end of a hand-over that cannot go on. Steps, one after the other, because each may return, or be an
+// exception, which leads back to this place (TPIDR_EL0 counts them):
+//   0  PSCI SYSTEM_RESET by the conduit that the machine names
+//   1  the same by the other one: undefined, or refused, where there is none
+//   2  SYSTEM_OFF   3  the same by the other one
+//   4  a word that it is over   5  wait
+// With --on-failure off, SYSTEM_OFF comes before SYSTEM_RESET; with halt, or without PSCI, it begins with
+// step 4. From EL2 only SMC: HVC would go to our own vectors.
+// What a block that was not right says counts for nothing, but for which conduit is tried first.
     .globl  reset
     .type   reset, %function
 reset:
-    // A call that does not exist here is an exception, which leads back to this place, where the next way
-    // is tried: TPIDR_EL0 counts them.
-1:  adr     x21, _start
-    add     x21, x21, #{HAND_OFF_OFFSET}
-    mrs     x10, tpidr_el0
-    cmp     x10, #4
-    b.hs    4f                          // nothing left to try; a watchdog may help
-    add     x0, x10, #1
-    msr     tpidr_el0, x0
-    isb
-    ldr     x9, [x21, #{PSCI_CONDUIT}]
-    mrs     x1, tpidrro_el0
-    cmp     x1, x9
-    b.hi    4f                          // there is no PSCI, says a block that was right
-    cmp     x9, #2
-    cset    x9, eq                      // 1: HVC first
-    eor     x9, x9, x10                 // every second time the other one
-    mrs     x0, CurrentEL
-    cmp     x0, #(2 << 2)
-    csel    x9, x9, xzr, ne
+    msr     daifset, #0xf
+    adr     x20, _start
+    add     x21, x20, #{HAND_OFF_OFFSET}
+    adr     x9, last_vectors
+    mov     x11, xzr                    // whether this is EL2
+    mrs     x10, CurrentEL
+    cmp     x10, #(2 << 2)
+    b.ne    1f
+    mov     x11, #1
+    mrs     x10, hcr_el2
+    tbnz    x10, #34, 1f
+    msr     vbar_el2, x9
+    b       2f
+1:  msr     vbar_el1, x9
+2:  isb
+    mrs     x0, tpidr_el0
+    and     x3, x0, #0xff
+    add     x1, x0, #1
+    cmp     x3, #5                      // it must not count on into the bits above
+    csel    x1, x1, x0, lo
+    msr     tpidr_el0, x1
+    b.hs    7f
+    ldr     x9, [x21, #{ON_FAILURE}]
+    ldr     x10, [x21, #{PSCI_CONDUIT}]
+    mrs     x4, tpidrro_el0
+    cbnz    x4, 8f
+    mov     x9, xzr                     // reset
+    cmp     x10, #2
+    cset    x10, eq
+    add     x10, x10, #1
+8:
+    cmp     x9, #{ON_FAILURE_HALT}
+    adr     x15, halted
+    b.eq    6f
+    adr     x15, no_psci
+    cbz     x10, 6f
+    adr     x15, not_ended
+    cmp     x3, #4
+    b.eq    6f
+    lsr     x4, x3, #1                  // 0 for the first two steps
+    cmp     x9, #{ON_FAILURE_OFF}
+    cset    x5, eq
+    eor     x4, x4, x5
     ldr     w0, =0x84000009             // SYSTEM_RESET
-    ubfx    w11, w10, #1, #1
-    sub     w0, w0, w11                 // the third and fourth time 0x84000008, SYSTEM_OFF
-    mov     x1, xzr
+    ldr     w5, =0x84000008             // SYSTEM_OFF
+    cmp     x4, #0
+    csel    w0, w0, w5, eq
+    and     x4, x3, #1                  // the other conduit
+    cbnz    x11, 3f
+    cmp     x10, #2
+    cset    x5, eq
+    eor     x4, x4, x5
+    b       4f
+3:  cbnz    x4, reset                   // at EL2 there is none
+4:  mov     x1, xzr
     mov     x2, xzr
     mov     x3, xzr
-    tbz     x9, #0, 2f
-    hvc     #0
-    b       1b
-2:  smc     #0
-    b       1b
-4:  wfe
-    b       4b
+    cbnz    x4, 5f
+    smc     #0
+    b       reset
+5:  hvc     #0
+    b       reset
+6:  mov     x1, #5                      // whatever printing comes to, there is nothing after it
+    msr     tpidr_el0, x1
+    bl      print
+7:  wfi
+    b       7b
     .ltorg
 
 early_line:
-    .asciz  "kleap: hand-over stopped: exception before the MMU was on; resetting\r\n"
+    .asciz  "\r\nkleap: hand-over stopped: exception before the MMU was on"
 hand_off_line:
-    .asciz  "kleap: hand-over stopped: hand-off block damaged before the MMU was on; resetting\r\n"
+    .asciz  "kleap: hand-over stopped: hand-off block damaged before the MMU was on"
 program_line:
-    .asciz  "kleap: hand-over stopped: relocator damaged before the MMU was on; resetting\r\n"
+    .asciz  "kleap: hand-over stopped: relocator damaged before the MMU was on"
 tables_line:
-    .asciz  "kleap: hand-over stopped: translation tables damaged before the MMU was on; resetting\r\n"
-    .balign 4
+    .asciz  "kleap: hand-over stopped: translation tables damaged before the MMU was on"
+resetting:
+    .asciz  "; resetting\r\n"
+powering_off:
+    .asciz  "; powering off\r\n"
+halting:
+    .asciz  "; halting\r\n"
+halted:
+    .asciz  "kleap: halted, as --on-failure asked for\r\n"
+no_psci:
+    .asciz  "kleap: no PSCI to reset this machine with: it stops here\r\n"
+not_ended:
+    .asciz  "kleap: PSCI has not ended this machine: it stops here\r\n"
+
+// As record.rs writes them: the header of a zone of ramoops, then the text.
+    .balign 8
+exception_record:
+    .word   {RECORD_SIGNATURE}
+    .word   0
+    .word   9f - 8f
+8:  .ascii  "====0.000000-D\n"
+    .ascii  "kleap: hand-over stopped: exception before the MMU was on\n"
+    .ascii  "kleap-failure: version=1 phase=entry class=exception\n"
+9:  .balign 8
+exception_record_end:
+    .balign 8
+program_record:
+    .word   {RECORD_SIGNATURE}
+    .word   0
+    .word   9f - 8f
+8:  .ascii  "====0.000000-D\n"
+    .ascii  "kleap: hand-over stopped: relocator damaged before the MMU was on\n"
+    .ascii  "kleap-failure: version=1 phase=entry class=digest piece=relocator\n"
+9:  .balign 8
+program_record_end:
+    .balign 8
+tables_record:
+    .word   {RECORD_SIGNATURE}
+    .word   0
+    .word   9f - 8f
+8:  .ascii  "====0.000000-D\n"
+    .ascii  "kleap: hand-over stopped: translation tables damaged before the MMU was on\n"
+    .ascii  "kleap-failure: version=1 phase=entry class=digest piece=tables\n"
+9:  .balign 8
+tables_record_end:

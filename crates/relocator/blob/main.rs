@@ -11,11 +11,14 @@ use core::arch::{asm, global_asm};
 use core::fmt::Write;
 use core::ptr::{read_volatile, write_volatile};
 use kleap_relocator::abi::{
-    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, Uart, word,
+    self, HAND_OFF_MAX_BYTES, HAND_OFF_OFFSET_BYTES, HEADER_WORDS, OnFailure, Uart, word,
 };
+use kleap_relocator::console::{BYTE_DEADLINE_MS, Console, Registers};
 use kleap_relocator::crc32c;
 use kleap_relocator::digest::{Algorithm, Digest};
+use kleap_relocator::deadline::{FALLBACK_HZ, HIGHEST_HZ, POLLS_MAX};
 use kleap_relocator::failure::Failure;
+use kleap_relocator::record::{self, Phase};
 use kleap_relocator::relocate::{Entry, Machine, relocate};
 use kleap_relocator::sha256::Hasher;
 use kleap_relocator::timeline::Level;
@@ -49,16 +52,24 @@ global_asm!(
     TABLES_TWO_PRIVILEGES_CRC32C = const word::TABLES_TWO_PRIVILEGES_CRC32C * 8,
     TABLES_ONE_PRIVILEGE_CRC32C = const word::TABLES_ONE_PRIVILEGE_CRC32C * 8,
     PORTABLE = const word::PORTABLE * 8,
+    ON_FAILURE = const word::ON_FAILURE * 8,
+    ON_FAILURE_OFF = const OnFailure::Off.code(),
+    ON_FAILURE_HALT = const OnFailure::Halt.code(),
+    RECORD = const word::RECORD * 8,
+    RECORD_SIZE_BYTES = const word::RECORD_SIZE_BYTES * 8,
+    RECORD_SIGNATURE = const record::SIGNATURE,
+    RECORD_WRITTEN_BIT = const note::RECORD_WRITTEN_BIT,
+    HIGHEST_HZ = const HIGHEST_HZ,
+    FALLBACK_HZ = const FALLBACK_HZ,
+    BYTES_PER_SECOND_LEAST = const 1000 / BYTE_DEADLINE_MS,
+    POLLS_MAX = const POLLS_MAX,
 );
 global_asm!(include_str!("mem.S"));
 
 unsafe extern "C" {
-    /// Resets the machine through PSCI (`entry.S`).
+    /// Ends the machine as the hand-off says, through PSCI (`entry.S`).
     fn reset() -> !;
 }
-
-/// Polls of a device before it is given up: long enough for a byte at 300 baud on any CPU, and an end.
-const POLLS_MAX: u32 = 1 << 24;
 
 /// Reads a system register.
 macro_rules! sysreg {
@@ -204,60 +215,117 @@ impl Machine for Hardware {
         // SAFETY: the command reserved these bytes in the device tree, which is mapped for writing.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), start as *mut u8, bytes.len()) };
     }
+
+    fn begin(&mut self, phase: Phase) {
+        note::set_phase(phase);
+    }
+
+    fn say(&mut self, uart: Option<Uart>, line: core::fmt::Arguments<'_>) {
+        let mut console = Console::new(uart, UartRegisters);
+        let _ = write!(console, "kleap: {line}\r\n");
+        console.drain();
+    }
 }
 
-/// The console, as the first kernel left it.
-struct Console(Option<Uart>);
+/// The registers of the UART that the hand-off names.
+struct UartRegisters;
 
-impl Console {
-    fn put(&self, byte: u8) {
-        match self.0 {
-            None => {}
-            Some(Uart::Pl011 { base }) => {
-                for _ in 0..POLLS_MAX {
-                    // SAFETY: UARTFR of a PL011 that the tables map as Device memory.
-                    if unsafe { read_volatile((base + 0x18) as *const u32) } & (1 << 5) == 0 {
-                        break;
-                    }
-                }
-                // SAFETY: UARTDR of the same.
-                unsafe { write_volatile(base as *mut u32, u32::from(byte)) };
-            }
-            Some(Uart::Ns16550 {
-                base,
-                reg_shift,
-                width_bytes,
-            }) => {
-                let status = base + (5 << reg_shift);
-                for _ in 0..POLLS_MAX {
-                    let line_status = if width_bytes == 4 {
-                        // SAFETY: LSR of an 8250 that the tables map as Device memory.
-                        unsafe { read_volatile(status as *const u32) }
-                    } else {
-                        // SAFETY: as above.
-                        u32::from(unsafe { read_volatile(status as *const u8) })
-                    };
-                    if line_status & (1 << 5) != 0 {
-                        break;
-                    }
-                }
-                if width_bytes == 4 {
-                    // SAFETY: THR of the same.
-                    unsafe { write_volatile(base as *mut u32, u32::from(byte)) };
-                } else {
-                    // SAFETY: as above.
-                    unsafe { write_volatile(base as *mut u8, byte) };
-                }
-            }
+impl Registers for UartRegisters {
+    fn read(&mut self, address: u64, width_bytes: u64) -> u32 {
+        if width_bytes == 4 {
+            // SAFETY: a register of a UART that the tables map as Device memory, or it is an exception.
+            unsafe { read_volatile(address as *const u32) }
+        } else {
+            // SAFETY: as above.
+            u32::from(unsafe { read_volatile(address as *const u8) })
         }
     }
+
+    fn write(&mut self, address: u64, width_bytes: u64, value: u32) {
+        if width_bytes == 4 {
+            // SAFETY: as above; what is written is sent, and changes no memory.
+            unsafe { write_volatile(address as *mut u32, value) };
+        } else {
+            // SAFETY: as above.
+            unsafe { write_volatile(address as *mut u8, (value & 0xff) as u8) };
+        }
+    }
+
+    fn counter(&mut self) -> u64 {
+        let value: u64;
+        // SAFETY: the counter has no side effect; the barrier keeps it from being read early.
+        unsafe { asm!("isb", "mrs {}, cntvct_el0", out(reg) value, options(nostack)) };
+        value
+    }
+
+    fn frequency_hz(&mut self) -> u64 {
+        sysreg!("cntfrq_el0")
+    }
 }
 
-impl Write for Console {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        text.bytes().for_each(|byte| self.put(byte));
-        Ok(())
+/// `TPIDR_EL0`, which nobody else uses here, in place of the writable statics that this program cannot have:
+/// it outlives exceptions. `entry.S` counts the steps of `reset` in the lowest byte.
+mod note {
+    use super::{Phase, asm};
+
+    /// Set once a record was written: the first failure is the one that counts.
+    pub const RECORD_WRITTEN_BIT: u64 = 8;
+    const PHASE_LOWEST_BIT: u64 = 16;
+
+    fn get() -> u64 {
+        sysreg!("tpidr_el0")
     }
+
+    fn set(value: u64) {
+        // SAFETY: a register without effect, which no code here reads for another purpose.
+        unsafe { asm!("msr tpidr_el0, {}", in(reg) value, options(nomem, nostack)) };
+    }
+
+    pub fn set_phase(phase: Phase) {
+        set(get() & !(0xff << PHASE_LOWEST_BIT) | phase.code() << PHASE_LOWEST_BIT);
+    }
+
+    pub fn phase() -> Phase {
+        Phase::from_code(get() >> PHASE_LOWEST_BIT & 0xff)
+    }
+
+    /// Whether a record is still to be written. Asked once.
+    pub fn take_record() -> bool {
+        let note = get();
+        set(note | 1 << RECORD_WRITTEN_BIT);
+        note & 1 << RECORD_WRITTEN_BIT == 0
+    }
+}
+
+/// Writes the failure record. The place is mapped as Device memory: the words go past the caches, in this
+/// order. The first kernel may have left lines of it in the caches, so those are written back before, and
+/// once more after, should one have been read meanwhile.
+fn write_record(failure: &Failure) {
+    let Some(place) = abi::record_of(block()) else {
+        return;
+    };
+    if !note::take_record() {
+        return;
+    }
+    let record = record::Encoded::new(failure, note::phase(), place.size_bytes);
+    let out = || {
+        for index in 0..record.words().len() as u64 {
+            // SAFETY: changes no content; an address that is not mapped is an exception, after which no
+            // record is tried again.
+            unsafe { asm!("dc civac, {}", in(reg) place.start + index * 8, options(nostack)) };
+        }
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb sy", options(nostack)) };
+    };
+    out();
+    for (index, word) in (0..).zip(record.words()) {
+        // SAFETY: the zone that the hand-off names, which is nobody's but the next kernel's; `Encoded` does
+        // not go over its end.
+        unsafe { write_volatile((place.start + index * 8) as *mut u64, word) };
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack)) };
+    out();
 }
 
 /// The hand-off block, as bytes.
@@ -273,14 +341,17 @@ fn block<'a>() -> &'a [u8] {
     unsafe { memory(start, said.min(HAND_OFF_MAX_BYTES)) }
 }
 
-/// Says why, and resets.
+/// Writes down why, says why, and ends the machine.
 fn stop(failure: Failure) -> ! {
     // The console comes from a block that may be what is broken. If it names a wrong address, writing there
     // is an exception; that is reported to the same address, and the second exception resets.
+    write_record(&failure);
     let uart = abi::console_of(block());
-    let mut console = Console(uart);
-    let _ = write!(console, "\r\n{failure}\r\n");
-    // SAFETY: resets the machine.
+    let mut console = Console::new(uart, UartRegisters);
+    let doing = abi::on_failure_of(block()).doing();
+    let _ = write!(console, "\r\n{failure}; {doing}\r\n");
+    console.drain();
+    // SAFETY: ends the machine.
     unsafe { reset() }
 }
 

@@ -137,6 +137,14 @@ pub mod word {
     pub const PORTABLE: usize = 36;
     /// Words of digests, count.
     pub const DIGEST_WORDS: usize = 37;
+    /// Whether a line is written for every phase: 0 no, 1 yes.
+    pub const VERBOSE: usize = 48;
+    /// What ends a hand-over that failed: 0 reset, 1 power off, 2 halt.
+    pub const ON_FAILURE: usize = 49;
+    /// Where the failure record is written, or 0: see [`super::RecordPlace`].
+    pub const RECORD: usize = 50;
+    /// Size of that place, bytes.
+    pub const RECORD_SIZE_BYTES: usize = 51;
 }
 
 /// Words of the header.
@@ -294,6 +302,59 @@ pub enum Conduit {
     Hvc,
 }
 
+/// What becomes of the machine when the hand-over cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnFailure {
+    /// PSCI `SYSTEM_RESET`, and `SYSTEM_OFF` where that returns.
+    #[default]
+    Reset,
+    /// PSCI `SYSTEM_OFF`, and `SYSTEM_RESET` where that returns.
+    Off,
+    /// Nothing more: the CPU waits, for somebody who wants to look at it.
+    Halt,
+}
+
+impl OnFailure {
+    /// The number that stands for it in the hand-off.
+    #[must_use]
+    pub const fn code(self) -> u64 {
+        match self {
+            Self::Reset => 0,
+            Self::Off => 1,
+            Self::Halt => 2,
+        }
+    }
+
+    const fn from_code(code: u64) -> Option<Self> {
+        match code {
+            0 => Some(Self::Reset),
+            1 => Some(Self::Off),
+            2 => Some(Self::Halt),
+            _ => None,
+        }
+    }
+
+    /// What the failure line ends with.
+    #[must_use]
+    pub const fn doing(self) -> &'static str {
+        match self {
+            Self::Reset => "resetting",
+            Self::Off => "powering off",
+            Self::Halt => "halting",
+        }
+    }
+}
+
+/// Memory that keeps its contents over a reset, for the failure record: one zone of the next kernel's
+/// `ramoops`. Mapped as Device memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordPlace {
+    /// First byte, physical address, a multiple of 8.
+    pub start: u64,
+    /// Size of the zone, bytes.
+    pub size_bytes: u64,
+}
+
 /// What is to become of LPIs that the first kernel has enabled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lpis {
@@ -356,6 +417,12 @@ pub struct Header {
     pub tables_one_privilege_crc32c: u32,
     /// See [`word::PORTABLE`].
     pub portable: bool,
+    /// See [`word::VERBOSE`].
+    pub verbose: bool,
+    /// See [`word::ON_FAILURE`].
+    pub on_failure: OnFailure,
+    /// Where the failure record goes.
+    pub record: Option<RecordPlace>,
 }
 
 /// Why a hand-off block cannot be used.
@@ -665,6 +732,31 @@ pub fn console_of(block: &[u8]) -> Option<Uart> {
     decode_uart(&|index| read_word(block, index)).ok().flatten()
 }
 
+/// What a block says of failures, the rest of it unread; a reset where it makes no sense.
+#[must_use]
+pub fn on_failure_of(block: &[u8]) -> OnFailure {
+    OnFailure::from_code(read_word(block, word::ON_FAILURE)).unwrap_or_default()
+}
+
+/// Where a block wants the failure record, the rest of it unread. As with [`console_of`], it may be nonsense.
+#[must_use]
+pub fn record_of(block: &[u8]) -> Option<RecordPlace> {
+    decode_record(&|index| read_word(block, index))
+        .ok()
+        .flatten()
+}
+
+fn decode_record(at: &impl Fn(usize) -> u64) -> Result<Option<RecordPlace>, HandOffError> {
+    let (start, size_bytes) = (at(word::RECORD), at(word::RECORD_SIZE_BYTES));
+    if start == 0 {
+        return Ok(None);
+    }
+    if !start.is_multiple_of(8) || start.checked_add(size_bytes).is_none() {
+        return refuse(Rule::Range, start);
+    }
+    Ok(Some(RecordPlace { start, size_bytes }))
+}
+
 fn decode_uart(at: &impl Fn(usize) -> u64) -> Result<Option<Uart>, HandOffError> {
     Ok(match at(word::UART_KIND) {
         0 => None,
@@ -704,6 +796,14 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         Ok(crc32c) => Ok(crc32c),
         Err(_) => refuse(Rule::Digest, at(index)),
     };
+    let verbose = match at(word::VERBOSE) {
+        0 => false,
+        1 => true,
+        other => return refuse(Rule::Code, other),
+    };
+    let Some(on_failure) = OnFailure::from_code(at(word::ON_FAILURE)) else {
+        return refuse(Rule::Code, at(word::ON_FAILURE));
+    };
     let stage = at(word::STAGE);
     let stage_size_bytes = at(word::STAGE_SIZE_BYTES);
     if stage.checked_add(stage_size_bytes).is_none() {
@@ -738,6 +838,9 @@ fn decode_header(at: &impl Fn(usize) -> u64) -> Result<Header, HandOffError> {
         tables_two_privileges_crc32c: crc32c(word::TABLES_TWO_PRIVILEGES_CRC32C)?,
         tables_one_privilege_crc32c: crc32c(word::TABLES_ONE_PRIVILEGE_CRC32C)?,
         portable,
+        verbose,
+        on_failure,
+        record: decode_record(at)?,
     })
 }
 
@@ -817,6 +920,13 @@ mod encode {
                 header.tables_one_privilege_crc32c.into(),
             ),
             (word::PORTABLE, header.portable.into()),
+            (word::VERBOSE, u64::from(header.verbose)),
+            (word::ON_FAILURE, header.on_failure.code()),
+            (word::RECORD, header.record.map_or(0, |record| record.start)),
+            (
+                word::RECORD_SIZE_BYTES,
+                header.record.map_or(0, |record| record.size_bytes),
+            ),
             (word::PIECES, pieces.len() as u64),
             (word::DIGEST_WORDS, digests.len() as u64),
             (word::MOVES, moves.len() as u64),
@@ -934,6 +1044,12 @@ mod tests {
             tables_two_privileges_crc32c: 9,
             tables_one_privilege_crc32c: 10,
             portable: false,
+            verbose: true,
+            on_failure: OnFailure::Halt,
+            record: Some(RecordPlace {
+                start: 0x7000_0000,
+                size_bytes: 0x1_0000,
+            }),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Between two kernels nobody is watching: whatever cannot be put into one line on the console is
 //! lost. So every failure carries the values that a reader needs, and every line starts the same way,
-//! for those who search a log from a machine that came back slower than it should have.
+//! for those who search a log from a machine that came back slower than it should have. What is then done to
+//! the machine ([`crate::abi::OnFailure::doing`]) is said behind it.
 
 use crate::abi::{HandOffError, PieceKind};
 use crate::digest::Digest;
@@ -127,7 +128,6 @@ impl fmt::Display for Failure {
                 "exception: vector {vector} ESR {syndrome:#x} ELR {at:#x} FAR {fault_address:#x}"
             ),
             Self::Panic { line } => write!(f, "bug in the relocator, line {line}"),
-        }?;
-        f.write_str("; resetting")
+        }
     }
 }

@@ -10,7 +10,9 @@
 //! # Three parts, so that most of it can be tested on any machine
 //!
 //! * This library: the hand-off ABI ([`abi`]), the order of work ([`relocate`]), the interrupt
-//!   controller's tables ([`lpi`]), the digest ([`crc32c`]), the record of times ([`timeline`]), failure lines ([`failure`]). No `unsafe`, but
+//!   controller's tables ([`lpi`]), the digest ([`crc32c`]), the record of times ([`timeline`]), failure
+//!   lines ([`failure`]), the console ([`console`]), an end for every wait ([`deadline`]), what the
+//!   next boot can read of a failure ([`record`]). No `unsafe`, but
 //!   for the CRC32 instructions; no allocation; compiled for the host (tests, the command) *and*
 //!   into the bare program, from the same source.
 //! * `blob/`: all that cannot run anywhere else. Assembly for the entry, the exit and the exception
@@ -34,10 +36,13 @@
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 
 pub mod abi;
+pub mod console;
 pub mod crc32c;
+pub mod deadline;
 pub mod digest;
 pub mod failure;
 pub mod lpi;
+pub mod record;
 pub mod relocate;
 pub mod sha256;
 pub mod timeline;

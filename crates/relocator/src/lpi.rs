@@ -15,6 +15,7 @@
 //! a failure, before anything is moved.
 
 use crate::abi::{HandOff, Lpis, PieceKind, Redistributors};
+use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::relocate::Machine;
 
@@ -44,8 +45,9 @@ pub mod register {
 pub const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
 /// Linux rounds both tables up to this, and looks for reservations of that size.
 const TABLE_ALIGNMENT_BYTES: u64 = 0x1_0000;
-/// Polls of RWP before a redistributor is given up: an end, and long enough for any.
-const POLLS_MAX: u32 = 1 << 24;
+/// How long all redistributors together may take for writes to take effect. Linux gives one of them a second;
+/// the first that takes longer has used up the time of those that follow, which get one look each.
+const WRITES_DEADLINE_MS: u64 = 1000;
 
 /// What became of the LPIs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,15 +114,14 @@ fn is_enabled(machine: &mut impl Machine, frame: u64) -> bool {
 }
 
 /// Clears EnableLPIs; whether that had an effect.
-fn turn_off(machine: &mut impl Machine, frame: u64) -> bool {
+fn turn_off(machine: &mut impl Machine, frame: u64, deadline: &mut Deadline) -> bool {
     let control = frame + register::CTLR;
     let before = machine.read_register32(control);
     machine.write_register32(control, before & !register::CTLR_ENABLE_LPIS);
-    let mut polls = 0;
     loop {
         let after = machine.read_register32(control);
-        polls += 1;
-        if after & register::CTLR_RWP == 0 || polls == POLLS_MAX {
+        let is_pending = after & register::CTLR_RWP != 0;
+        if !is_pending || deadline.is_over(machine.counter(), machine.frequency_hz()) {
             return after & (register::CTLR_ENABLE_LPIS | register::CTLR_RWP) == 0;
         }
     }
@@ -185,6 +186,7 @@ fn quiesce_once(
     lpis: Lpis,
 ) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::default();
+    let mut deadline = Deadline::after_ms(WRITES_DEADLINE_MS);
     for region in hand_off.redistributors() {
         let Outcome {
             disabled,
@@ -197,7 +199,7 @@ fn quiesce_once(
                 return Ok(());
             }
             if lpis == Lpis::TurnOff {
-                if turn_off(machine, frame) {
+                if turn_off(machine, frame, &mut deadline) {
                     *disabled += 1;
                     return Ok(());
                 }

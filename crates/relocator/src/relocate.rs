@@ -16,11 +16,13 @@
 //!
 //! Verification after moving, not before: one pass then covers the copy as well as the copied.
 
-use crate::abi::{HandOff, Header, Move, PieceKind};
+use crate::abi::{HandOff, Header, Move, PieceKind, Uart};
 use crate::digest::{Algorithm, Digest};
 use crate::failure::Failure;
 use crate::lpi;
+use crate::record::Phase;
 use crate::timeline::{Level, SIZE_BYTES, Timeline};
+use core::fmt;
 
 /// What the work is done with. Addresses are physical, sizes in bytes.
 pub trait Machine {
@@ -49,6 +51,10 @@ pub trait Machine {
     fn read(&mut self, start: u64, bytes: &mut [u8]);
     /// Writes bytes.
     fn write(&mut self, start: u64, bytes: &[u8]);
+    /// Notes which phase begins, for the record of a failure.
+    fn begin(&mut self, _phase: Phase) {}
+    /// Writes a line to the console. Called only if the hand-off asks for it.
+    fn say(&mut self, _uart: Option<Uart>, _line: fmt::Arguments<'_>) {}
 }
 
 /// What only the entry code knows.
@@ -95,6 +101,7 @@ pub fn relocate(
     entry: Entry,
     machine: &mut impl Machine,
 ) -> Result<Timeline, Failure> {
+    machine.begin(Phase::Check);
     let hand_off = HandOff::decode(block).map_err(Failure::HandOff)?;
     let header = &hand_off.header;
     let page_size_bytes = header.kernel_page_size_bytes;
@@ -105,6 +112,16 @@ pub fn relocate(
         .pieces()
         .find(|piece| piece.kind == PieceKind::Image);
     let algorithm = image.and_then(|image| image.algorithm);
+    // Kept short, and out of the way of who asked for none.
+    let say = |machine: &mut _, line: fmt::Arguments<'_>| {
+        if header.verbose {
+            Machine::say(machine, header.uart, line);
+        }
+    };
+    say(
+        machine,
+        format_args!("MMU on at {}, hand-off block sound", entry.level.name()),
+    );
     let mut timeline = Timeline {
         frequency_hz: machine.frequency_hz(),
         exec_requested: header.exec_requested,
@@ -122,12 +139,22 @@ pub fn relocate(
         ..Timeline::default()
     };
 
+    machine.begin(Phase::Quiesce);
     let lpis = lpi::quiesce(&hand_off, machine)?;
     timeline.redistributors = lpis.redistributors;
     timeline.lpis_disabled = lpis.disabled;
     timeline.lpis_stuck = lpis.stuck;
     timeline.quiesced = machine.counter();
 
+    say(
+        machine,
+        format_args!(
+            "interrupts quiet: {} redistributors, LPIs of {} turned off, of {} left on",
+            lpis.redistributors, lpis.disabled, lpis.enabled
+        ),
+    );
+
+    machine.begin(Phase::Move);
     for copy in hand_off.moves() {
         check_move(header, &copy)?;
         machine.copy(copy.target, copy.source, copy.size_bytes);
@@ -136,6 +163,15 @@ pub fn relocate(
     }
     timeline.moves_done = machine.counter();
 
+    say(
+        machine,
+        format_args!(
+            "moved {:#x} bytes in {} moves",
+            timeline.moved_bytes, timeline.moves
+        ),
+    );
+
+    machine.begin(Phase::Verify);
     for chunk in hand_off.chunks() {
         let found = machine.digest(chunk.algorithm, chunk.start, chunk.size_bytes);
         if chunk.expected != Some(found) {
@@ -151,9 +187,16 @@ pub fn relocate(
     }
     timeline.verified = machine.counter();
 
+    say(
+        machine,
+        format_args!("verified {:#x} bytes", timeline.verified_bytes),
+    );
+
+    machine.begin(Phase::Reserve);
     if lpis.enabled > 0 {
         timeline.lpis_reserved = lpi::reserve(&hand_off, machine)?;
     }
+    machine.begin(Phase::Clean);
     for piece in hand_off.pieces() {
         machine.clean(piece.start, piece.clean_size_bytes);
         timeline.cleaned_bytes = timeline
@@ -162,6 +205,16 @@ pub fn relocate(
     }
     timeline.cleaned = machine.counter();
 
+    say(
+        machine,
+        format_args!("cleaned {:#x} bytes", timeline.cleaned_bytes),
+    );
+    say(
+        machine,
+        format_args!("entering the kernel at {:#x}", header.kernel_entry),
+    );
+
+    machine.begin(Phase::Enter);
     timeline.kernel_entered = machine.counter();
     if let Some(start) = header.timeline {
         machine.write(start, &timeline.encode());

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_plan::stage::{self, Content, ROOM_FIRST_BYTES, StageInput};
 use kleap_plan::{Layout, Owned, Requirements, Strategy, layout};
-use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff, Lpis, Uart};
+use kleap_relocator::abi::{self, HAND_OFF_OFFSET_BYTES, HandOff, Lpis, OnFailure, Uart};
 use kleap_relocator::digest::{Algorithm, Digests};
 use kleap_relocator::image;
 use kleap_relocator::timeline::{self, Timeline};
@@ -178,6 +178,9 @@ fn memory(case: Case) -> Result<Vec<Loaded>> {
         psci: None,
         redistributors: &[],
         lpis: Lpis::TurnOff,
+        verbose: false,
+        on_failure: OnFailure::Reset,
+        record: None,
         mappable: &ram,
     })?;
     if case.portable {

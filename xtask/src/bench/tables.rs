@@ -38,7 +38,7 @@ use kleap_pagetable::Granule;
 use kleap_plan::kexec_cost::{self, KernelVersion, KexecCostInput, LinearMap};
 use kleap_plan::stage::{self, Content, Device, ROOM_FIRST_BYTES, ROOM_MAX_BYTES, Summary};
 use kleap_plan::{Owned, Requirements, StageError, StageInput, Strategy, layout};
-use kleap_relocator::abi::{Conduit, Lpis, Uart};
+use kleap_relocator::abi::{Conduit, Lpis, OnFailure, Uart};
 use kleap_relocator::digest::{Algorithm, Digests, chunk_count};
 use kleap_relocator::{image, timeline};
 use serde_json::json;
@@ -263,6 +263,9 @@ fn ours(
             psci: Some(Conduit::Smc),
             redistributors: &redistributors,
             lpis: Lpis::TurnOff,
+            verbose: false,
+            on_failure: OnFailure::Reset,
+            record: None,
             mappable: ram,
         });
         let room_bytes = 2 * requirements.stage_bytes;

@@ -67,6 +67,7 @@ struct Scenario {
     timeline_offset_bytes: u64,
     uart: Option<Uart>,
     redistributors: Vec<Device>,
+    record: Option<abi::RecordPlace>,
     mappable: PhysRanges,
 }
 
@@ -85,6 +86,9 @@ impl Scenario {
             psci: Some(Conduit::Smc),
             redistributors: &self.redistributors,
             lpis: abi::Lpis::TurnOff,
+            verbose: false,
+            on_failure: abi::OnFailure::Reset,
+            record: self.record,
             mappable: &self.mappable,
         }
     }
@@ -174,6 +178,7 @@ fn scenario(
             range: range(0x80a_0000, 0x8_0000),
             stride_bytes: None,
         }],
+        record: None,
         mappable,
     }
 }
@@ -571,6 +576,20 @@ fn devices_in_memory_are_refused() {
             let refused = matches!(result, Err(StageError::DeviceInMemory { .. }));
             assert_eq!(refused, overlaps, "UART at {base:#x}: {result:?}");
             assert_eq!(result.is_ok(), !overlaps);
+
+            let record = abi::RecordPlace {
+                start: base & !7,
+                size_bytes: 0x1000,
+            };
+            let result = Scenario {
+                uart: None,
+                redistributors: vec![],
+                record: Some(record),
+                ..good.clone()
+            }
+            .prepare();
+            let refused = matches!(result, Err(StageError::DeviceInMemory { .. }));
+            assert_eq!(refused, overlaps, "record at {base:#x}: {result:?}");
 
             let redistributors = vec![Device {
                 range: range(base, 0x2_0000),

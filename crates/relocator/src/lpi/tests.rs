@@ -30,6 +30,7 @@ struct Simulated {
     redistributors: BTreeMap<u64, Redistributor>,
     tree: Vec<u8>,
     cleaned: Vec<u64>,
+    ticks: u64,
 }
 
 impl Simulated {
@@ -81,10 +82,11 @@ impl Machine for Simulated {
         self.cleaned.push(start);
     }
     fn counter(&mut self) -> u64 {
-        unreachable!()
+        self.ticks += 1;
+        self.ticks
     }
     fn frequency_hz(&mut self) -> u64 {
-        unreachable!()
+        1000
     }
     fn supports_page_size(&mut self, _: u64) -> bool {
         unreachable!()
@@ -150,6 +152,7 @@ fn machine(redistributors: &[Redistributor], tree: Vec<u8>) -> Simulated {
             .collect(),
         tree,
         cleaned: vec![],
+        ticks: 0,
     }
 }
 
@@ -184,6 +187,9 @@ fn block_with_moves(lpis: Lpis, redistributors: usize, moves: &[abi::Move]) -> V
         tables_two_privileges_crc32c: 0,
         tables_one_privilege_crc32c: 0,
         portable: false,
+        verbose: false,
+        on_failure: abi::OnFailure::Reset,
+        record: None,
     };
     let piece = Piece {
         kind: PieceKind::Image,
@@ -309,7 +315,21 @@ fn a_write_that_never_takes_effect_counts_as_stuck() {
     let mut pending_write = redistributor(true, false, CONFIGURATION, PENDING);
     pending_write.control |= CTLR_RWP;
     let mut machine = machine(&[pending_write], tree(&[], 8));
-    assert!(!turn_off(&mut machine, FIRST));
+    let mut deadline = Deadline::after_ms(WRITES_DEADLINE_MS);
+    assert!(!turn_off(&mut machine, FIRST, &mut deadline));
+}
+
+/// One deadline for all of them: a hundred that never answer take no longer than one.
+#[test]
+fn writes_that_never_take_effect_have_one_deadline() {
+    let mut pending_write = redistributor(true, true, CONFIGURATION, PENDING);
+    pending_write.control |= CTLR_RWP;
+    for count in [1, 100] {
+        let redistributors = vec![pending_write.clone(); count];
+        let (machine, result) = run(Lpis::TurnOff, &redistributors, tree(&[], 300));
+        assert_eq!(result.unwrap().0.stuck, count as u64);
+        assert!(machine.ticks <= WRITES_DEADLINE_MS + count as u64 + 2);
+    }
 }
 
 #[test]

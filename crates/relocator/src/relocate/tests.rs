@@ -123,6 +123,9 @@ fn header() -> Header {
         tables_two_privileges_crc32c: 0,
         tables_one_privilege_crc32c: 0,
         portable: false,
+        verbose: false,
+        on_failure: abi::OnFailure::Reset,
+        record: None,
     }
 }
 

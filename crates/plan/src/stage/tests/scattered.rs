@@ -100,6 +100,7 @@ fn with_layout(
             range: range(0x80a_0000, 123 * 0x2_0000),
             stride_bytes: None,
         }],
+        record: None,
         mappable: ram.clone(),
     }
 }
