@@ -82,6 +82,8 @@ pub(crate) struct Description {
     pub(crate) memory_words: &'static str,
     /// More words for QEMU.
     pub(crate) machine_words: &'static [&'static str],
+    /// Whether the machine starts again after a reset; if not, that is its end.
+    pub(crate) reboots: bool,
     /// Whether to open a socket for a debugger, which stops the machine when it connects.
     pub(crate) debugger: bool,
 }
@@ -445,6 +447,8 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
             .map(|&word| word.to_owned()),
     );
     // A reset ends the machine, with an event that says so.
-    words.push("-no-reboot".to_owned());
+    if !description.reboots {
+        words.push("-no-reboot".to_owned());
+    }
     words
 }

@@ -258,6 +258,8 @@ pub(crate) struct Row {
     pub(crate) kexec_tools: bool,
     /// Whether the second kernel must have a report of kleap's.
     pub(crate) report: bool,
+    /// Whether the machine starts again after a reset.
+    pub(crate) reboots: bool,
     /// More words for `kleap exec`.
     pub(crate) exec_words: &'static str,
     /// Lines with these texts must be on the console, in this order.
@@ -303,6 +305,7 @@ impl Row {
             witness: false,
             kexec_tools: false,
             report: true,
+            reboots: false,
             exec_words: "",
             lines: &[],
             verdict_deadline_ms: None,
@@ -622,6 +625,7 @@ const FAST: &[&str] = &[
     "on-failure/halt/early-exception/el1-a57",
     "broken/uart:silent/el1-a57/in-place",
     "broken/psci:other/el1-a57/in-place",
+    "record/Image:12345678/el1-a57",
     "chain/dt",
     "stress/hand-over/6.1/100M/alternate-pinned-60",
     "stress/fresh/6.1/100M/300",
@@ -751,6 +755,21 @@ const VERBOSE_LINES: &[&str] = &[
     "Booting Linux on physical CPU",
 ];
 
+/// Leaves the last 8 MiB of memory to ramoops: Linux does not use them, and does not lose them in a reset.
+const RECORD_WORDS: &str = "mem=2040M";
+/// A hand-over that fails, and the same kernel once more, which must find out why.
+const RECORD: &str = "insmod /lab/reed_solomon.ko || finish fail 'no reed_solomon'\n\
+    insmod /lab/ramoops.ko mem_address=0xbf800000 mem_size=0x100000 record_size=0x20000 || finish fail 'no ramoops'\n\
+    mkdir -p /sys/fs/pstore; mount -t pstore pstore /sys/fs/pstore || finish fail 'no pstore'\n\
+    if ls /sys/fs/pstore/dmesg-ramoops-* 2>/dev/null; then\n\
+    cat /sys/fs/pstore/dmesg-ramoops-*\n\
+    kleap report | tee /dev/console | grep -q 'the last hand-over failed because of this: @REASON@' || finish fail 'report does not say why'\n\
+    kleap report --json | grep -q '\"class\":\"' || finish fail 'the JSON does not say why'\n\
+    finish ok\nfi\n\
+    must kleap load /payload/Image --initrd /payload/initrd --command-line '@COMMAND_LINE@'\n\
+    say executing\nrun kleap exec --inject-fault '@FAULT@'\n\
+    finish fail 'kleap exec came back'\n";
+
 /// A line for every phase, and what is done where none can be finished.
 fn voice() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -792,6 +811,23 @@ fn voice() -> Vec<Row> {
             row.end = end;
             let action = words.trim_start_matches("--on-failure ");
             row.name = format!("on-failure/{action}/{fault}/{}", kind.name);
+            rows.push(row);
+        }
+    }
+    for (fault, reason) in [
+        ("Image:12345678", "digest mismatch in Image"),
+        ("exception", "exception: vector 4 ESR"),
+        ("early-exception", "exception before the MMU was on"),
+    ] {
+        for kind in [EL1_A57, EL2_A57] {
+            let mut row = Row::broken(kind, Strategy::InPlace, fault, "");
+            row.first_words = RECORD_WORDS;
+            row.modules = &["reed_solomon", "ramoops"];
+            row.reboots = true;
+            row.script =
+                Script::Template(RECORD.replace("@FAULT@", fault).replace("@REASON@", reason));
+            row.end = End::Verdict;
+            row.name = format!("record/{fault}/{}", kind.name);
             rows.push(row);
         }
     }

@@ -262,6 +262,7 @@ pub(crate) fn start(lab: &Lab, assets: &Assets, row: &Row, token: &str) -> Resul
         command_line,
         memory_words: row.memory_words,
         machine_words: row.machine_words,
+        reboots: row.reboots,
         debugger: row.witness,
     };
     Ok(Started {

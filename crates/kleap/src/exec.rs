@@ -9,7 +9,7 @@ use crate::error::Failure;
 use crate::machine::{self, Devices, Memory};
 use crate::payload::{Content, Files, Loaded};
 use crate::store::Store;
-use crate::{ExecArguments, output, place, units};
+use crate::{ExecArguments, last_words, output, place, units};
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::Pin;
 use kleap_linux::{counter, facts, kexec, reboot};
@@ -40,7 +40,7 @@ pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> 
         lpis: devices.lpis,
         verbose: loaded.hand_off.verbose,
         on_failure: loaded.hand_off.on_failure.into(),
-        record: None,
+        record: last_words::place(&tree, memory, &loaded.layout),
     })?)
 }
 

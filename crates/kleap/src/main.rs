@@ -16,6 +16,7 @@ mod error;
 mod exec;
 mod hand_off;
 mod hold;
+mod last_words;
 mod load;
 mod machine;
 mod output;

@@ -7,6 +7,7 @@
 //! knows.
 
 use crate::error::Failure;
+use crate::last_words::{self, LastFailure};
 use crate::output::line;
 use crate::{machine, output, units};
 use kleap_linux::{facts, kernel_log};
@@ -49,6 +50,8 @@ struct Report {
     lpis_stuck: u64,
     lpis_reserved: u64,
     counter: Counter,
+    /// What is left of a hand-over that failed before this one.
+    last_failure: Option<LastFailure>,
 }
 
 /// The raw values.
@@ -154,6 +157,7 @@ fn build(timeline: &Timeline, init_started: Option<u64>) -> Report {
             kernel_entered: t.kernel_entered,
             init_started,
         },
+        last_failure: None,
     }
 }
 
@@ -230,14 +234,37 @@ fn table(report: &Report) -> String {
 
 /// `kleap report`.
 pub(crate) fn report(json: bool) -> Result<(), Failure> {
-    let timeline = read()?;
+    let last_failure = LastFailure::find();
+    let timeline = match (read(), &last_failure) {
+        (Ok(timeline), _) => timeline,
+        // This kernel was started by a reset, and there is an answer to why.
+        (Err(Failure::NoReport(_)), Some(failure)) if json => {
+            let text = serde_json::json!({ "last_failure": failure }).to_string();
+            return output::answer(&format!("{text}\n"));
+        }
+        (Err(Failure::NoReport(_)), Some(failure)) => {
+            let text = output::printable(&failure.text(true));
+            return output::answer(&format!("{text}\n"));
+        }
+        (Err(error), _) => {
+            if let Some(hint) = last_words::hint() {
+                output::warn(hint);
+            }
+            return Err(error);
+        }
+    };
     // Without the right to read the kernel log the rest of the report still stands.
     let init_started = kernel_log::init_started(timeline.frequency_hz, MARKER)
         .ok()
         .flatten();
-    let report = build(&timeline, init_started);
+    let mut report = build(&timeline, init_started);
+    report.last_failure = last_failure;
     if !json {
-        return output::answer(&table(&report));
+        let mut text = table(&report);
+        if let Some(failure) = &report.last_failure {
+            line!(text, "{}", output::printable(&failure.text(false)));
+        }
+        return output::answer(&text);
     }
     let text = serde_json::to_string_pretty(&report).map_err(|error| Failure::State {
         path: "report".into(),
