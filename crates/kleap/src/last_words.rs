@@ -71,21 +71,23 @@ impl Ramoops {
         })
     }
 
-    /// The last zone for dumps (`ramoops_init_przs`).
+    /// The last zone for dumps (`ramoops_init_przs`) that begins with a whole word: where the sizes do not divide
+    /// evenly, Linux makes the zones larger, to the byte.
     fn last_dump_zone(&self) -> Option<RecordPlace> {
         let dumps_bytes = self.size_bytes.checked_sub(self.other_bytes)?;
         let count = dumps_bytes.checked_div(self.record_size_bytes)?;
         let zone_bytes = dumps_bytes.checked_div(count)?;
-        let start = self
-            .start
-            .checked_add(zone_bytes.checked_mul(count.checked_sub(1)?)?)?;
-        let is_usable = self.start != 0
-            && start.is_multiple_of(8)
-            && zone_bytes >= record::MAX_BYTES as u64
-            && start.checked_add(zone_bytes).is_some();
-        is_usable.then_some(RecordPlace {
-            start,
-            size_bytes: zone_bytes,
+        if self.start == 0 || zone_bytes < record::MAX_BYTES as u64 {
+            return None;
+        }
+        // One of eight in a row is where the first one is, modulo 8.
+        (0..count).rev().take(8).find_map(|index| {
+            let start = self.start.checked_add(zone_bytes.checked_mul(index)?)?;
+            start.checked_add(zone_bytes)?;
+            start.is_multiple_of(8).then_some(RecordPlace {
+                start,
+                size_bytes: zone_bytes,
+            })
         })
     }
 }
@@ -189,13 +191,14 @@ mod tests {
         // Six zones, and then the others.
         let zone = ramoops.last_dump_zone().unwrap();
         assert_eq!((zone.start, zone.size_bytes), (0xbf8a_0000, 0x2_0000));
-        // Where they do not divide evenly, Linux makes them larger, and the last begins in the middle of a
-        // word: 5 of 0x23333 bytes.
+        // As the module has it by default beside these sizes: 7 of 148041 bytes, of which only the first begins
+        // with a word.
         let uneven = Ramoops {
-            other_bytes: 0x5_0000,
+            other_bytes: 3 * 0x1000,
             ..ramoops
         };
-        assert_eq!(uneven.last_dump_zone(), None);
+        let zone = uneven.last_dump_zone().unwrap();
+        assert_eq!((zone.start, zone.size_bytes), (0xbf80_0000, 148_041));
     }
 
     #[test]
