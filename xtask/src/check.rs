@@ -92,6 +92,7 @@ const NOBODY: Expected = expected(
 const READY_DEVICE_TREE: &[Finding] = &[
     finding("firmware", "ok", "a device tree", ""),
     finding("console", "ok", "PL011 at 0x9000000", ""),
+    finding("console", "ok", "this kernel's console ttyAMA0", ""),
     finding("psci", "ok", "SYSTEM_RESET", ""),
     finding("cpus", "ok", "4 online, 4 possible", ""),
     finding("interrupts", "ok", "GICv3 with an ITS, 1 region", ""),

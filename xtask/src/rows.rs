@@ -770,9 +770,25 @@ const RECORD: &str = "insmod /lab/reed_solomon.ko || finish fail 'no reed_solomo
     say executing\nrun kleap exec --inject-fault '@FAULT@'\n\
     finish fail 'kleap exec came back'\n";
 
+/// Which console is found, and one that the user has named: `status` says it, and the hand-over writes there.
+const CONSOLE: &str = "is() { kleap status | tee /dev/console | grep -qx \"console       $1\" || finish fail \"no console $1\"; }\n\
+    must kleap load /payload/Image --initrd /payload/initrd --command-line '@COMMAND_LINE@'\n\
+    is \"PL011 at 0x9000000: this kernel's console ttyAMA0\"\n\
+    kleap load /payload/Image --serial pl011,0x9000002 && finish fail 'an odd address is accepted'\n\
+    is \"PL011 at 0x9000000: this kernel's console ttyAMA0\"\n\
+    must kleap load /payload/Image --initrd /payload/initrd --command-line '@COMMAND_LINE@' --serial pl011,0x9001000\n\
+    is 'PL011 at 0x9001000: --serial'\n\
+    say executing\nrun kleap exec --verbose-handoff --serial pl011,mmio32,0x9000000\n\
+    finish fail 'kleap exec came back'\n";
+
 /// A line for every phase, and what is done where none can be finished.
 fn voice() -> Vec<Row> {
     let mut rows = Vec::new();
+    let mut row = Row::hand_over("6.1", "6.12", EL1_A57, Strategy::Auto);
+    row.script = Script::Template(CONSOLE.into());
+    row.lines = VERBOSE_LINES;
+    row.name = "console/el1-a57".to_owned();
+    rows.push(row);
     for (kind, strategy) in [
         (EL1_A57, Strategy::Relocate),
         (EL2_A57, Strategy::InPlace),

@@ -19,11 +19,11 @@ use kleap_relocator::digest::chunk_size_bytes;
 /// The stage for what is loaded; its times are not in it yet ([`Stage::stamp`]).
 pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> {
     let tree = machine::device_tree()?;
-    let devices = Devices::find(&tree);
     let content = |content: &Content| kleap_plan::stage::Content {
         size_bytes: content.size_bytes,
         digests: content.digests(loaded.verify),
     };
+    let devices = Devices::find(&tree, loaded.hand_off.serial.as_ref());
     Ok(kleap_plan::stage::prepare(&StageInput {
         layout: &loaded.layout,
         granule_bytes: facts::page_size_bytes(),
@@ -232,7 +232,7 @@ fn check_no_wishes(arguments: &ExecArguments) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Unsupported(
-        "the kernel was given the hand-over by load, which is where --verbose-handoff and --on-failure belong: \
+        "the kernel was given the hand-over by load, which is where --verbose-handoff, --on-failure and --serial belong: \
          load again with them"
             .into(),
     ))

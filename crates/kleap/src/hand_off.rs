@@ -1,6 +1,7 @@
 //! What the user wants of the hand-over itself: said at `load`, kept with what is loaded, and changed by
 //! `exec` where it says something else.
 
+use crate::serial::SerialSpec;
 use clap::{Args, ValueEnum};
 use kleap_relocator::abi::OnFailure;
 use serde::{Deserialize, Serialize};
@@ -37,12 +38,16 @@ pub(crate) struct HandOffArguments {
     /// What becomes of the machine if the hand-over cannot go on (without it: reset; for exec: as load was told)
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) on_failure: Option<OnFailureArgument>,
+    /// The UART that the relocator writes to, as the kernel's earlycon= spells it: pl011,ADDRESS,
+    /// uart8250,mmio,ADDRESS or uart8250,mmio32,ADDRESS (without it: this kernel's console)
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) serial: Option<SerialSpec>,
 }
 
 impl HandOffArguments {
     /// Whether nothing was asked for.
     pub(crate) fn is_empty(&self) -> bool {
-        !self.verbose_handoff && self.on_failure.is_none()
+        !self.verbose_handoff && self.on_failure.is_none() && self.serial.is_none()
     }
 }
 
@@ -54,6 +59,8 @@ pub(crate) struct HandOffOptions {
     pub(crate) verbose: bool,
     /// What ends a hand-over that failed.
     pub(crate) on_failure: OnFailureArgument,
+    /// The UART that is written to, where the user has named it.
+    pub(crate) serial: Option<SerialSpec>,
 }
 
 impl HandOffOptions {
@@ -62,6 +69,7 @@ impl HandOffOptions {
         Self {
             verbose: self.verbose || arguments.verbose_handoff,
             on_failure: arguments.on_failure.unwrap_or(self.on_failure),
+            serial: arguments.serial.clone().or_else(|| self.serial.clone()),
         }
     }
 }
@@ -75,6 +83,7 @@ mod tests {
         let loaded = HandOffOptions {
             verbose: true,
             on_failure: OnFailureArgument::Off,
+            serial: "pl011,0x9000000".parse().ok(),
         };
         assert_eq!(loaded.with(&HandOffArguments::default()), loaded);
         let halt = HandOffArguments {

@@ -393,7 +393,7 @@ impl<'a> Payload<'a> {
             initrd = Some(Initrd::empty()?);
         }
         let memory = Memory::find(&own_tree)?;
-        for warning in Devices::find(&own_tree).warnings {
+        for warning in Devices::find(&own_tree, arguments.hand_off.serial.as_ref()).warnings {
             output::warn(&format!("warning: {warning}"));
         }
         let (tree, tree_path) = match &arguments.dtb {

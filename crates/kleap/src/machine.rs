@@ -1,9 +1,11 @@
 //! What is known of this machine, gathered once for `load` and once more for `exec`.
 
 use crate::error::Failure;
+use crate::serial::{self, SerialSpec};
 use crate::{output, units};
 use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
+use kleap_linux::consoles::{self, SerialKind};
 use kleap_linux::{facts, kexec, memory_blocks, pageflags};
 use kleap_memmap::{PhysRange, PhysRanges, iomem};
 use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
@@ -112,6 +114,8 @@ impl Memory {
 #[derive(Debug)]
 pub(crate) struct Devices {
     pub(crate) uart: Option<abi::Uart>,
+    /// Who named that UART.
+    pub(crate) uart_from: Option<ConsoleFrom>,
     pub(crate) psci: Option<abi::Conduit>,
     pub(crate) redistributors: Vec<Device>,
     pub(crate) lpis: Lpis,
@@ -120,24 +124,15 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// From the device tree, or, on a machine that is described by ACPI, from its tables: the tree then has
-    /// nothing but `/chosen`.
-    pub(crate) fn find(tree: &Tree) -> Self {
+    /// From the running kernel, from the device tree, or, on a machine that is described by ACPI, from its tables:
+    /// the tree then has nothing but `/chosen`. A UART that the user has named goes before all of them.
+    pub(crate) fn find(tree: &Tree, serial: Option<&SerialSpec>) -> Self {
         let mut warnings = Vec::new();
-        let uart = match tree.console() {
-            Ok(Some(uart)) => uart_for_relocator(&uart),
-            Ok(None) => acpi("SPCR", kleap_acpi::console, &mut warnings)
-                .flatten()
-                .map(acpi_uart_for_relocator),
-            Err(error) => {
-                warnings.push(format!("console: {error}"));
-                None
-            }
-        };
+        let (uart, uart_from) = console(tree, serial, &mut warnings).unzip();
         if uart.is_none() {
             warnings.push(
                 "no console that the relocator can write to: should the hand-over fail, the machine \
-                 is reset without a message"
+                 is reset without a message; --serial names one"
                     .into(),
             );
         }
@@ -184,10 +179,81 @@ impl Devices {
         }
         Self {
             uart,
+            uart_from,
             psci,
             redistributors,
             lpis: lpis(tree),
             warnings,
+        }
+    }
+}
+
+/// Who named the UART that the relocator writes to. In the order in which they are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConsoleFrom {
+    /// The user.
+    Option,
+    /// The running kernel, which uses it under this name.
+    Kernel(String),
+    /// This word of the running kernel's command line, which has the address in it.
+    CommandLine(String),
+    /// `stdout-path` of the device tree, which leads to this node.
+    StdoutPath(String),
+    /// ACPI's table SPCR.
+    Spcr,
+}
+
+impl std::fmt::Display for ConsoleFrom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Option => f.write_str("--serial"),
+            Self::Kernel(name) => write!(f, "this kernel's console {name}"),
+            Self::CommandLine(spec) => write!(f, "{spec} on this kernel's command line"),
+            Self::StdoutPath(path) => write!(f, "stdout-path of the device tree, {path}"),
+            Self::Spcr => f.write_str("ACPI's table SPCR"),
+        }
+    }
+}
+
+/// The UART to write to. What the kernel uses goes before what the firmware says: somebody has chosen it, and it has
+/// worked since.
+fn console(
+    tree: &Tree,
+    serial: Option<&SerialSpec>,
+    warnings: &mut Vec<String>,
+) -> Option<(abi::Uart, ConsoleFrom)> {
+    if let Some(spec) = serial {
+        return Some((spec.uart(), ConsoleFrom::Option));
+    }
+    if let Some(console) = consoles::serial().into_iter().next() {
+        let base = console.base;
+        let uart = match console.kind {
+            SerialKind::Pl011 => abi::Uart::Pl011 { base },
+            SerialKind::Ns16550 {
+                reg_shift,
+                width_bytes,
+            } => abi::Uart::Ns16550 {
+                base,
+                reg_shift,
+                width_bytes,
+            },
+        };
+        return Some((uart, ConsoleFrom::Kernel(console.name)));
+    }
+    let command_line = facts::command_line().unwrap_or_default();
+    if let Some(spec) = serial::in_command_line(&command_line).first() {
+        return Some((spec.uart(), ConsoleFrom::CommandLine(spec.to_string())));
+    }
+    match tree.console() {
+        Ok(Some(uart)) => {
+            uart_for_relocator(&uart).map(|found| (found, ConsoleFrom::StdoutPath(uart.path)))
+        }
+        Ok(None) => acpi("SPCR", kleap_acpi::console, warnings)
+            .flatten()
+            .map(|console| (acpi_uart_for_relocator(console), ConsoleFrom::Spcr)),
+        Err(error) => {
+            warnings.push(format!("console: {error}"));
+            None
         }
     }
 }

@@ -24,6 +24,7 @@ mod payload;
 mod place;
 mod probe;
 mod report;
+mod serial;
 mod status;
 mod store;
 mod units;

@@ -4,7 +4,8 @@
 //! that can be done without waiting: whoever looks should see what is, not what was under way.
 
 use crate::error::Failure;
-use crate::machine::{self, Memory};
+use crate::hand_off::OnFailureArgument;
+use crate::machine::{self, Devices, Memory};
 use crate::output::line;
 use crate::payload::{Loaded, Verify, used_pages};
 use crate::{exec, output, store, units};
@@ -59,6 +60,34 @@ struct LoadedStatus<'a> {
     /// Whether `kexec_load(2)` was called by `load`, and the kernel still has something.
     early: bool,
     hand_over: Option<Summary>,
+    /// Where the relocator writes to; `null` if it is nowhere.
+    console: Option<Console>,
+    /// What becomes of the machine if the hand-over cannot go on: `reset`, `off`, `halt`.
+    on_failure: OnFailureArgument,
+    /// Whether it writes a line for every phase.
+    verbose_handoff: bool,
+}
+
+/// A console, as JSON.
+#[derive(Debug, Serialize)]
+struct Console {
+    kind: &'static str,
+    address: u64,
+    /// Who named it, in words.
+    found_by: String,
+}
+
+fn console(loaded: &Loaded) -> Option<Console> {
+    let devices = Devices::find(
+        &machine::device_tree().ok()?,
+        loaded.hand_off.serial.as_ref(),
+    );
+    let (uart, found_by) = devices.uart.zip(devices.uart_from)?;
+    Some(Console {
+        kind: uart.name(),
+        address: uart.base(),
+        found_by: found_by.to_string(),
+    })
 }
 
 /// Everything, as JSON.
@@ -129,6 +158,9 @@ fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
             .filter(|_| store::is_held(loaded) == Some(true)),
         early: loaded.early && kexec::is_loaded() == Some(true),
         hand_over: stage().ok(),
+        console: console(loaded),
+        on_failure: loaded.hand_off.on_failure,
+        verbose_handoff: loaded.hand_off.verbose,
     }
 }
 
@@ -232,6 +264,31 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
             "but the payload is gone, somebody removed it: load it again"
         );
     }
+    match &loaded.console {
+        Some(console) => line!(
+            text,
+            "console       {} at {:#x}: {}",
+            console.kind,
+            console.address,
+            output::printable(&console.found_by)
+        ),
+        None => line!(
+            text,
+            "no console that the relocator can write to: load --serial names one"
+        ),
+    }
+    if loaded.verbose_handoff {
+        line!(text, "the hand-over writes a line there for every phase");
+    }
+    line!(
+        text,
+        "should it fail, {}",
+        match loaded.on_failure {
+            OnFailureArgument::Reset => "the machine is reset",
+            OnFailureArgument::Off => "the machine is switched off (--on-failure off)",
+            OnFailureArgument::Halt => "the machine stops and waits (--on-failure halt)",
+        }
+    );
     if let Some(summary) = &loaded.hand_over {
         line!(
             text,

@@ -4,12 +4,14 @@
 //! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours, [`pin`] so
 //! that it stays where it is and [`holder`] also after this process, [`numa`] near which CPU, [`pagemap`]
 //! where that is, [`pageflags`] whether it is good, [`memory_blocks`] what came after the boot, [`facts`]
-//! what machine this is, [`counter`] the clock that both kernels share, [`kernel_log`] the log of the kernel
-//! that runs now, [`limits`] what must not kill, [`reboot`] the end. [`anonymous`] is for the tests' attackers.
+//! what machine this is, [`consoles`] where it can be written to, [`counter`] the clock that both kernels share,
+//! [`kernel_log`] the log of the kernel that runs now, [`limits`] what must not kill, [`reboot`] the end.
+//! [`anonymous`] is for the tests' attackers.
 //!
 //! Every error says which file or call failed, with what, and what the user can do about it.
 
 pub mod anonymous;
+pub mod consoles;
 pub mod counter;
 mod error;
 pub mod facts;

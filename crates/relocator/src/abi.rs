@@ -284,6 +284,15 @@ pub enum Uart {
 }
 
 impl Uart {
+    /// What kind it is, for messages.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pl011 { .. } => "PL011",
+            Self::Ns16550 { .. } => "8250",
+        }
+    }
+
     /// Physical address of the registers.
     #[must_use]
     pub const fn base(self) -> u64 {

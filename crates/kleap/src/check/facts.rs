@@ -5,7 +5,8 @@
 //! would take something, however shortly: a huge page, a pin, a mount, a file, a line in the kernel log (which
 //! is how `report` finds out when PID 1 was started).
 
-use crate::machine::{self, Devices, Memory};
+use crate::last_words::LastFailure;
+use crate::machine::{self, ConsoleFrom, Devices, Memory};
 use crate::{place, report, store};
 use kleap_devicetree::Tree;
 use kleap_linux::facts::{Cpus, InterruptController};
@@ -116,13 +117,16 @@ pub(super) struct Facts {
     pub(super) places: Answer<Places>,
     pub(super) dev_writable: Answer<()>,
     pub(super) firmware: Firmware,
-    pub(super) console: Answer<Option<Uart>>,
+    /// And who named it.
+    pub(super) console: Answer<Option<(Uart, ConsoleFrom)>>,
     pub(super) has_psci: Answer<bool>,
     pub(super) interrupt_controller: Option<InterruptController>,
     /// Regions of redistributors that were found, whether there is an ITS (not known with ACPI), and what
     /// becomes of LPIs.
     pub(super) redistributors: Answer<(usize, Option<bool>, Lpis)>,
     pub(super) last_hand_over: Answer<LastHandOver>,
+    /// What is left of one that failed.
+    pub(super) last_failure: Option<LastFailure>,
 }
 
 fn because(failure: impl std::fmt::Display) -> String {
@@ -212,7 +216,10 @@ impl Facts {
     /// Looks.
     pub(super) fn gather() -> Self {
         let tree = machine::device_tree().map_err(because);
-        let devices = tree.as_ref().map(Devices::find).map_err(Clone::clone);
+        let devices = tree
+            .as_ref()
+            .map(|tree| Devices::find(tree, None))
+            .map_err(Clone::clone);
         let missing_capabilities: Vec<_> = [
             (facts::CAP_SYS_BOOT, "CAP_SYS_BOOT"),
             (facts::CAP_SYS_ADMIN, "CAP_SYS_ADMIN"),
@@ -277,7 +284,7 @@ impl Facts {
             },
             console: devices
                 .as_ref()
-                .map(|devices| devices.uart)
+                .map(|devices| devices.uart.zip(devices.uart_from.clone()))
                 .map_err(Clone::clone),
             has_psci: devices
                 .as_ref()
@@ -290,6 +297,7 @@ impl Facts {
                 Ok((devices.redistributors.len(), has_its, devices.lpis))
             }),
             last_hand_over: last_hand_over(),
+            last_failure: LastFailure::find(),
         }
     }
 }

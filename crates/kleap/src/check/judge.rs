@@ -5,7 +5,7 @@ use crate::units;
 use kleap_linux::facts::InterruptController;
 use kleap_linux::kexec::Preparation;
 use kleap_plan::kexec_cost::Hazard;
-use kleap_relocator::abi::{Lpis, Uart};
+use kleap_relocator::abi::Lpis;
 use serde::Serialize;
 
 /// Less room than this is said to be little: a Debian kernel alone has 27 to 52 MB.
@@ -558,17 +558,13 @@ fn firmware(facts: &Facts) -> Words {
 
 fn console(facts: &Facts) -> Words {
     match &facts.console {
-        Ok(Some(uart)) => {
-            let kind = match uart {
-                Uart::Pl011 { .. } => "PL011",
-                Uart::Ns16550 { .. } => "8250",
-            };
-            Words::ok(format!("{kind} at {:#x}", uart.base()))
+        Ok(Some((uart, from))) => {
+            Words::ok(format!("{} at {:#x}: {from}", uart.name(), uart.base()))
         }
         Ok(None) => Words::warning(
             "none that the relocator can write to: should a hand-over fail, the machine is reset without a word",
         )
-        .remedy("give the machine a stdout-path in its device tree, or an SPCR table, if its firmware can"),
+        .remedy("name one with --serial; or give the machine a stdout-path in its device tree, or an SPCR table"),
         Err(why) => hidden(facts, "which console there is", why),
     }
 }
@@ -644,6 +640,13 @@ fn loaded(facts: &Facts) -> Words {
 }
 
 fn last_hand_over(facts: &Facts) -> Words {
+    if let Some(failure) = &facts.last_failure {
+        let is_last = facts.last_hand_over == Ok(LastHandOver::None);
+        return Words::warning(failure.text(is_last)).remedy(format!(
+            "kleap report has the values; once that is dealt with, remove {}",
+            failure.file.display()
+        ));
+    }
     match &facts.last_hand_over {
         Ok(LastHandOver::None) => Words::ok("this kernel was not started by kleap"),
         Ok(LastHandOver::Done {
@@ -667,9 +670,12 @@ mod tests {
     use super::super::facts::{Firmware, HugePages, Places};
     use super::Verdict::{No, Unknown, Warning};
     use super::*;
+    use crate::last_words::LastFailure;
+    use crate::machine::ConsoleFrom;
     use kleap_linux::facts::Cpus;
     use kleap_plan::KexecCost;
     use kleap_plan::kexec_cost::{Bounds, KernelVersion, LinearMap};
+    use kleap_relocator::abi::Uart;
 
     /// A machine that is ready, seen by root.
     fn ready() -> Facts {
@@ -729,11 +735,15 @@ mod tests {
                 is_efi: false,
                 is_acpi: false,
             },
-            console: Ok(Some(Uart::Pl011 { base: 0x900_0000 })),
+            console: Ok(Some((
+                Uart::Pl011 { base: 0x900_0000 },
+                ConsoleFrom::Kernel("ttyAMA0".into()),
+            ))),
             has_psci: Ok(true),
             interrupt_controller: Some(InterruptController::GicV3),
             redistributors: Ok((1, Some(true), Lpis::TurnOff)),
             last_hand_over: Ok(LastHandOver::None),
+            last_failure: None,
         }
     }
 
@@ -818,13 +828,22 @@ mod tests {
         (|f| f.pagemap = Err("hides".into()), "pagemap", Warning, "hides", "--strategy kernel"),
         (|f| f.places = Err("odd".into()), "memory", No, "odd", ""),
         (|f| f.corrupted_bytes = Some(4096), "memory", Warning, "4.1 kB to be bad", ""),
-        (|f| f.console = Ok(None), "console", Warning, "without a word", "stdout-path"),
+        (|f| f.console = Ok(None), "console", Warning, "without a word", "--serial"),
         (|f| f.has_psci = Ok(false), "psci", Warning, "cannot be reset", "power switch"),
         (|f| f.redistributors = Ok((0, None, Lpis::TurnOff)), "interrupts", Warning, "not found", ""),
         (|f| f.kexec_loaded = Some(true), "loaded", Warning, "another program", "kexec -u"),
         (|f| f.is_loaded_by_kleap = Err("damaged".into()), "loaded", Warning, "damaged", "unload"),
         (|f| f.last_hand_over = Ok(LastHandOver::Damaged("cut".into())), "last-hand-over", Warning, "cut", ""),
+        (|f| f.last_failure = Some(failure()), "last-hand-over", Warning, "the last hand-over failed because", "remove /sys/fs/pstore/x"),
     ];
+
+    fn failure() -> LastFailure {
+        LastFailure {
+            reason: "digest mismatch in Image".into(),
+            values: [("phase".to_owned(), "verify".to_owned())].into(),
+            file: "/sys/fs/pstore/x".into(),
+        }
+    }
 
     const DOES_NOT_FIT: Hazard = Hazard::DoesNotFit {
         needed_bytes: 900 << 20,
