@@ -24,6 +24,7 @@ mod soak;
 mod stress;
 mod test;
 mod toolchain;
+mod watchdog;
 mod witness;
 
 use std::path::PathBuf;

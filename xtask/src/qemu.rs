@@ -236,6 +236,11 @@ impl Machine {
         &self.history
     }
 
+    /// Whether QEMU has told of such an event, known once the machine has ended.
+    pub(crate) fn has_seen(&self, event: &str) -> bool {
+        self.events.iter().any(|seen| seen.name == event)
+    }
+
     /// Waits for a line that `found` accepts. `on_line` sees every line, the accepted one included.
     pub(crate) fn wait_for<T>(
         &mut self,

@@ -196,6 +196,11 @@ pub(crate) enum End {
         /// What must be in the verdict.
         text: &'static str,
     },
+    /// The second kernel starts, and its machine is then reset by a watchdog or powers off.
+    Watchdog {
+        /// Whether it is the watchdog.
+        resets: bool,
+    },
     /// The machine resets itself after a line with this text, and no second kernel is seen.
     Reset {
         /// What must be on the console.
@@ -1070,6 +1075,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(chain());
     rows.extend(crate::check::rows());
     rows.extend(crate::stress::rows());
+    rows.extend(crate::watchdog::rows());
     for row in &mut rows {
         row.fast = FAST.contains(&row.name.as_str());
     }

@@ -422,6 +422,25 @@ fn watch(
                 "the second kernel took the first one's initrd"
             );
         }
+        End::Watchdog { resets } => {
+            let end = machine.wait_for_end(verdict_deadline_ms, &mut *on_line)?;
+            let fired = machine.has_seen("WATCHDOG");
+            let entries = machine
+                .history()
+                .iter()
+                .filter(|line| line.text.contains(KERNEL_ENTRY))
+                .count();
+            ensure!(entries == 2, "{entries} kernels were started, not 2");
+            let expected = if *resets {
+                ("guest-reset", true)
+            } else {
+                ("guest-shutdown", false)
+            };
+            ensure!(
+                (end.as_str(), fired) == expected,
+                "the machine ended with {end}, with an event of the watchdog: {fired}; expected {expected:?}"
+            );
+        }
         End::Reset { line: expected } => {
             wait_for_reason(machine, "guest-reset", verdict_deadline_ms, on_line)?;
             check_no_second_kernel(machine)?;

@@ -28,6 +28,7 @@ mod serial;
 mod status;
 mod store;
 mod units;
+mod watchdog;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use error::Failure;

@@ -8,7 +8,7 @@ use crate::hand_off::OnFailureArgument;
 use crate::machine::{self, Devices, Memory};
 use crate::output::line;
 use crate::payload::{Loaded, Verify, used_pages};
-use crate::{exec, output, store, units};
+use crate::{exec, output, store, units, watchdog};
 use kleap_linux::kexec;
 use kleap_plan::stage::Summary;
 use kleap_plan::{KexecCost, Strategy};
@@ -98,6 +98,7 @@ struct Status<'a> {
     kexec_loaded: Option<bool>,
     /// What `kexec_load(2)` itself takes on this machine; `null` if that cannot be known.
     kexec_load: Option<KexecCost>,
+    watchdogs: Vec<watchdog::Status>,
 }
 
 fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
@@ -173,6 +174,7 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         loaded: loaded.as_ref().map(describe),
         kexec_loaded: kexec::is_loaded(),
         kexec_load: cost.as_ref().map(|cost| cost.0.clone()),
+        watchdogs: watchdog::all(),
     };
     if json {
         let text = serde_json::to_string_pretty(&status).map_err(|error| Failure::State {
@@ -304,6 +306,13 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         );
     }
     if let Some(sentence) = cost.and_then(|cost| cost.sentence(loaded.early)) {
+        line!(text, "{sentence}");
+    }
+    for sentence in status
+        .watchdogs
+        .iter()
+        .filter_map(watchdog::Status::sentence)
+    {
         line!(text, "{sentence}");
     }
     output::answer(&text)

@@ -5,8 +5,8 @@
 //! that it stays where it is and [`holder`] also after this process, [`numa`] near which CPU, [`pagemap`]
 //! where that is, [`pageflags`] whether it is good, [`memory_blocks`] what came after the boot, [`facts`]
 //! what machine this is, [`consoles`] where it can be written to, [`counter`] the clock that both kernels share,
-//! [`kernel_log`] the log of the kernel that runs now, [`limits`] what must not kill, [`reboot`] the end.
-//! [`anonymous`] is for the tests' attackers.
+//! [`kernel_log`] the log of the kernel that runs now, [`limits`] what must not kill, [`watchdog`] what may reset the
+//! machine meanwhile, [`reboot`] the end. [`anonymous`] is for the tests' attackers.
 //!
 //! Every error says which file or call failed, with what, and what the user can do about it.
 
@@ -26,5 +26,6 @@ pub mod pageflags;
 pub mod pagemap;
 pub mod pin;
 pub mod reboot;
+pub mod watchdog;
 
 pub use error::Error;
