@@ -215,7 +215,9 @@ impl Ballast {
     fn touch_everything(&mut self) -> Result<usize> {
         let pages = self.memory.pages();
         for index in 0..pages {
-            if index % LOOK_EVERY_PAGES == 0 && facts::memory()?.available_bytes < RESERVE_BYTES {
+            if index % LOOK_EVERY_PAGES == 0
+                && facts::memory()?.available_bytes < RESERVE_BYTES + boost_bytes()?
+            {
                 // What was held beyond this point from an earlier time.
                 self.memory.release(index, pages - index)?;
                 return Ok(index);
@@ -283,6 +285,31 @@ fn free_bytes() -> Result<u64> {
         .and_then(|number| number.trim().parse::<u64>().ok())
         .map(|kilobytes| kilobytes * 1024)
         .context("/proc/meminfo has no MemFree")
+}
+
+/// What the kernel keeps back for the moment because memory is fragmented, bytes (`boost_watermark` of mm/page_alloc.c;
+/// with pages of 16 KiB 256 MiB and more). `MemAvailable` counts it as available, and who takes it, down to the last
+/// page, meets the kernel's "deadlocked on memory".
+fn boost_bytes() -> Result<u64> {
+    let text = fs::read_to_string("/proc/zoneinfo").context("cannot read /proc/zoneinfo")?;
+    // A zone's "min" has its boost in it.
+    let pages: u64 = text
+        .lines()
+        .filter_map(|line| {
+            line.trim_start()
+                .strip_prefix("min ")?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        })
+        .sum();
+    let path = "/proc/sys/vm/min_free_kbytes";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let without_kb: u64 = text
+        .trim()
+        .parse()
+        .with_context(|| format!("{path}: {text:?}"))?;
+    Ok((pages * facts::page_size_bytes()).saturating_sub(without_kb * 1024))
 }
 
 /// Whether the script has made what the page cache is filled with.
