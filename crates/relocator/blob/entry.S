@@ -334,11 +334,12 @@ say:
     mrs     x9, tpidrro_el0
     cbz     x9, 1f                      // nor how it is to end
     ldr     x9, [x21, #{ON_FAILURE}]
-    cbz     x9, 1f
-    adr     x15, powering_off
     cmp     x9, #{ON_FAILURE_OFF}
-    b.eq    1f
-    adr     x15, halting
+    adr     x10, powering_off
+    csel    x15, x10, x15, eq
+    cmp     x9, #{ON_FAILURE_HALT}
+    adr     x10, halting
+    csel    x15, x10, x15, eq
 1:  bl      print
     b       reset
 

@@ -47,10 +47,6 @@ const WHOLE_BOOT_INTERVAL: u64 = 100;
 /// other end that is not promised is one, of these kinds too.
 const KNOWN_HANGS: &[(Kind, &str)] = &[
     (
-        Kind::UartFull,
-        "every byte of the line is waited for to its end",
-    ),
-    (
         Kind::Descriptor,
         "the vectors are behind the same tables; the digests are right",
     ),
