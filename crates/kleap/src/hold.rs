@@ -23,7 +23,7 @@ const GO_DEADLINE_MS: u64 = 10_000;
 const FILES_MAX: usize = 16;
 
 /// One file as `load` names it to the holder: `PAGE_SIZE:PAGES:FROM-TO,FROM-TO:PATH`.
-fn word(
+pub(crate) fn word(
     path: &std::path::Path,
     page_size_bytes: u64,
     pages: usize,
@@ -39,7 +39,7 @@ fn word(
 }
 
 /// What a word says; `None` if it is none.
-fn parse(word: &str) -> Option<(u64, usize, Vec<Range<usize>>, PathBuf)> {
+pub(crate) fn parse(word: &str) -> Option<(u64, usize, Vec<Range<usize>>, PathBuf)> {
     let mut fields = word.splitn(4, ':');
     let page_size_bytes = fields.next()?.parse().ok()?;
     let pages = fields.next()?.parse().ok()?;

@@ -232,6 +232,14 @@ fn table(report: &Report) -> String {
     text
 }
 
+/// The report as text and as JSON, for the fuzzer.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn both(timeline: &Timeline, init_started: Option<u64>) -> (String, String) {
+    let report = build(timeline, init_started);
+    let json = serde_json::to_string(&report).unwrap_or_default();
+    (table(&report), json)
+}
+
 /// `kleap report`.
 pub(crate) fn report(json: bool) -> Result<(), Failure> {
     let last_failure = LastFailure::find();

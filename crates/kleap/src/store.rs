@@ -35,18 +35,18 @@ const STATE_MAX_BYTES: u64 = 64 << 20;
 
 /// What the pools had before us, and what we added: noted *before* it is added.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Ledger {
+pub(crate) struct Ledger {
     /// The boot in which they were added: should /dev be a real disk, a note from an earlier one would take
     /// pages away from somebody else.
     boot_id: String,
     /// One entry for each size.
     #[serde(default)]
-    pools: Vec<Added>,
+    pub(crate) pools: Vec<Added>,
 }
 
 /// What one pool had, and what we added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Added {
+pub(crate) struct Added {
     /// Size of its pages, bytes.
     page_size_bytes: u64,
     /// Pages in the pool before we first added some, count.
@@ -56,7 +56,7 @@ struct Added {
 }
 
 impl Ledger {
-    fn entry(&mut self, page_size_bytes: u64, before: u64) -> &mut Added {
+    pub(crate) fn entry(&mut self, page_size_bytes: u64, before: u64) -> &mut Added {
         let found = self
             .pools
             .iter()
@@ -685,7 +685,7 @@ pub(crate) fn loaded() -> Result<Option<Loaded>, Failure> {
 }
 
 /// Whether every part of the layout lies within the files that the note names.
-fn check_note(loaded: &Loaded) -> Result<(), String> {
+pub(crate) fn check_note(loaded: &Loaded) -> Result<(), String> {
     for Owned {
         size_bytes,
         file,

@@ -82,7 +82,12 @@ pub fn page_size_bytes() -> u64 {
 #[must_use]
 pub fn midr() -> Option<u64> {
     let path = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1";
-    let text = std::fs::read_to_string(path).ok()?;
+    midr_in(&std::fs::read_to_string(path).ok()?)
+}
+
+/// `MIDR_EL1` in the text of its file, `0x` and hexadecimal digits.
+#[must_use]
+pub fn midr_in(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
 }
 
@@ -97,7 +102,8 @@ const CPU_DIRECTORY: &str = "/sys/devices/system/cpu";
 const CPUS_MAX: usize = 4096;
 
 /// The CPUs of a list such as `0-3,5`; `None` if it is none, or names more than [`CPUS_MAX`].
-fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
+#[must_use]
+pub fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -225,6 +231,15 @@ pub fn memory() -> Result<MemoryInfo, Error> {
     let path = "/proc/meminfo";
     let text =
         std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
+    memory_in(&text)
+}
+
+/// The same from the text of `/proc/meminfo`.
+///
+/// # Errors
+/// If it lacks something, or has no number where one should be.
+pub fn memory_in(text: &str) -> Result<MemoryInfo, Error> {
+    let path = "/proc/meminfo";
     let value = |name: &str| {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB"))
@@ -245,7 +260,12 @@ pub fn memory() -> Result<MemoryInfo, Error> {
 /// bytes; `None` if it does not say (CONFIG_MEMORY_FAILURE).
 #[must_use]
 pub fn corrupted_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    corrupted_bytes_in(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// The same from the text of `/proc/meminfo`.
+#[must_use]
+pub fn corrupted_bytes_in(text: &str) -> Option<u64> {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("HardwareCorrupted:"))?;
@@ -344,7 +364,17 @@ pub fn vmcoreinfo() -> Result<String, Error> {
             .map_err(|error| Error::file("cannot read", path, error))?;
         Ok(bytes)
     };
-    let absent = |what: &str| Error::content(path, format!("has no {what}"));
+    vmcoreinfo_in(part)
+}
+
+/// The same from a core file of which `part` reads what it is asked for, to the last byte.
+///
+/// # Errors
+/// If it has no such note, or is no core file; and whatever `part` answers.
+pub fn vmcoreinfo_in(
+    mut part: impl FnMut(Range<u64>) -> Result<Vec<u8>, Error>,
+) -> Result<String, Error> {
+    let absent = |what: &str| Error::content(KCORE_PATH, format!("has no {what}"));
     let header = part(0..elf::HEADER_BYTES)?;
     let table = elf::program_headers(&header).ok_or_else(|| absent("64-bit ELF header"))?;
     for range in elf::note_segments(&part(table)?) {
@@ -362,8 +392,9 @@ pub fn configured_virtual_address_bits() -> Option<u32> {
     number_in_vmcoreinfo(&vmcoreinfo().ok()?, "VA_BITS")
 }
 
-/// `NUMBER(name)=value`.
-fn number_in_vmcoreinfo(text: &str, name: &str) -> Option<u32> {
+/// `NUMBER(name)=value` in the text of [`vmcoreinfo`].
+#[must_use]
+pub fn number_in_vmcoreinfo(text: &str, name: &str) -> Option<u32> {
     text.lines().find_map(|line| {
         let rest = line.strip_prefix("NUMBER(")?.strip_prefix(name)?;
         rest.strip_prefix(")=")?.trim().parse().ok()

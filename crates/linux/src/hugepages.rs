@@ -46,8 +46,10 @@ pub fn sizes() -> Result<Vec<u64>, Error> {
     Ok(sizes)
 }
 
-/// `hugepages-2048kB` is 2 MiB. Only powers of two are sizes.
-fn size_of_directory(name: &str) -> Option<u64> {
+/// The size that a directory of sysfs stands for, bytes: `hugepages-2048kB` is 2 MiB. Only powers of two are
+/// sizes.
+#[must_use]
+pub fn size_of_directory(name: &str) -> Option<u64> {
     let kib = name.strip_prefix("hugepages-")?.strip_suffix("kB")?;
     let size_bytes = kib.parse::<u64>().ok()?.checked_mul(1024)?;
     size_bytes.is_power_of_two().then_some(size_bytes)
@@ -236,6 +238,14 @@ fn directory_of_size(page_size_bytes: u64) -> String {
 fn read_count(path: &Path) -> Result<u64, Error> {
     let text =
         std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
+    count_in(path, &text)
+}
+
+/// A count in the text of the file at `path`.
+///
+/// # Errors
+/// If it is no number.
+pub fn count_in(path: &Path, text: &str) -> Result<u64, Error> {
     text.trim()
         .parse()
         .map_err(|error| Error::content(path, format!("{text:?}: {error}")))

@@ -143,7 +143,12 @@ fn number(path: &str) -> Option<i64> {
 /// `/sys/kernel/security/lockdown` shows the mode in brackets; securityfs may not be mounted.
 #[must_use]
 pub fn lockdown() -> Option<String> {
-    let text = std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    lockdown_in(&std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?)
+}
+
+/// The mode in brackets, as in `none [integrity] confidentiality`.
+#[must_use]
+pub fn lockdown_in(text: &str) -> Option<String> {
     Some(text.split_once('[')?.1.split_once(']')?.0.to_owned())
 }
 

@@ -48,27 +48,39 @@ fn added_below(directory: &Path) -> Result<Vec<PhysRange>, Error> {
         if !name.starts_with(MEMORY_DEVICE) {
             continue;
         }
-        let size_bytes = hexadecimal(&directory.join("block_size_bytes"))?;
-        let number = hexadecimal(&block.join("phys_index"))?;
-        let range = number
-            .checked_mul(size_bytes)
-            .and_then(|start| PhysRange::from_size(PhysAddr::new(start), size_bytes).ok())
-            .ok_or_else(|| {
-                Error::content(
-                    &block,
-                    format!("is block {number} of {size_bytes} bytes, beyond all addresses"),
-                )
-            })?;
-        found.push(range);
+        let (size, number) = (
+            text(&directory.join("block_size_bytes"))?,
+            text(&block.join("phys_index"))?,
+        );
+        found.push(block_range(&block, &size, &number)?);
     }
     Ok(found)
 }
 
-fn hexadecimal(path: &Path) -> Result<u64, Error> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
-    u64::from_str_radix(text.trim(), 16)
-        .map_err(|error| Error::content(path, format!("{text:?}: {error}")))
+fn text(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))
+}
+
+/// The memory of the block in the directory `block`: from the text of `block_size_bytes` and that of its own
+/// `phys_index`, both hexadecimal.
+///
+/// # Errors
+/// If one of them is no number, or the block lies beyond all addresses.
+pub fn block_range(block: &Path, size: &str, number: &str) -> Result<PhysRange, Error> {
+    let hexadecimal = |text: &str| {
+        u64::from_str_radix(text.trim(), 16)
+            .map_err(|error| Error::content(block, format!("{text:?}: {error}")))
+    };
+    let (size_bytes, number) = (hexadecimal(size)?, hexadecimal(number)?);
+    number
+        .checked_mul(size_bytes)
+        .and_then(|start| PhysRange::from_size(PhysAddr::new(start), size_bytes).ok())
+        .ok_or_else(|| {
+            Error::content(
+                block,
+                format!("is block {number} of {size_bytes} bytes, beyond all addresses"),
+            )
+        })
 }
 
 #[cfg(test)]

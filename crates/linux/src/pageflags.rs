@@ -34,7 +34,7 @@ pub const RANGE_MAX_BYTES: u64 = 64 << 30;
 /// larger than [`RANGE_MAX_BYTES`].
 pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
     let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
-    any(range, crate::facts::page_size_bytes(), |bytes, offset| {
+    any_hwpoisoned(range, crate::facts::page_size_bytes(), |bytes, offset| {
         file.read_exact_at(bytes, offset)
             .map_err(|error| Error::file("cannot read", PATH, error))
     })
@@ -85,8 +85,12 @@ fn heads(
     Ok(found)
 }
 
-/// Looks at the words of all pages that `range` touches, as `read` fills them in from an offset.
-fn any(
+/// The same of words that `read` fills in from an offset of kpageflags, bytes; `page_size_bytes` is the
+/// kernel's page size.
+///
+/// # Errors
+/// If `range` is larger than [`RANGE_MAX_BYTES`]; and whatever `read` answers.
+pub fn any_hwpoisoned(
     range: PhysRange,
     page_size_bytes: u64,
     mut read: impl FnMut(&mut [u8], u64) -> Result<(), Error>,
@@ -143,14 +147,14 @@ mod tests {
                 for (first, pages) in [(0, 1536), (1, 512), (513, 1), (500, 20), (1024, 512)] {
                     let range = range(first * page_size_bytes, pages * page_size_bytes);
                     assert_eq!(
-                        any(range, page_size_bytes, read).unwrap(),
+                        any_hwpoisoned(range, page_size_bytes, read).unwrap(),
                         (first..first + pages).contains(&bad),
                         "page size {page_size_bytes}, bad page {bad}, range {range}"
                     );
                 }
                 // A page counts also where the range touches one byte of it.
                 let last = range(bad * page_size_bytes + page_size_bytes - 1, 1);
-                assert!(any(last, page_size_bytes, read).unwrap());
+                assert!(any_hwpoisoned(last, page_size_bytes, read).unwrap());
             }
         }
     }
@@ -194,8 +198,8 @@ mod tests {
         let fails_too = |_: &mut [u8; 8], _| Err(Error::content(PATH, "ends"));
         assert!(heads(&ranges, 2 << 20, 4096, fails_too).is_err());
         let fails = |_: &mut [u8], _| Err(Error::content(PATH, "ends"));
-        assert!(any(range(0, 1), 4096, fails).is_err());
-        assert!(any(range(0, RANGE_MAX_BYTES + 1), 4096, |_, _| Ok(())).is_err());
+        assert!(any_hwpoisoned(range(0, 1), 4096, fails).is_err());
+        assert!(any_hwpoisoned(range(0, RANGE_MAX_BYTES + 1), 4096, |_, _| Ok(())).is_err());
     }
 
     #[test]

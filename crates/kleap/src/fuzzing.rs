@@ -1,0 +1,144 @@
+//! What the command reads from outside and computes from that alone, for the fuzzer (`fuzz/`).
+//!
+//! A function for each, that panics where what must hold does not. Nothing here touches the machine.
+
+use crate::hold;
+use crate::payload::{self, Loaded};
+use crate::store::{self, Ledger};
+use kleap_memmap::PhysRanges;
+use kleap_plan::LayoutError;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Most pages of all files of a note that is accepted, count.
+const PAGES_MAX: usize = kleap_plan::layout::PAGES_MAX;
+
+/// Reads the text of `state.json`, as `status` and `exec` do, and computes what they compute from it before
+/// they ask the machine. Says whether it was accepted.
+///
+/// # Panics
+/// If something that is accepted leads beyond the limits: that is what it is for.
+pub fn state(bytes: &[u8]) -> bool {
+    let Ok(loaded) = serde_json::from_slice::<Loaded>(bytes) else {
+        return false;
+    };
+    if store::check_note(&loaded).is_err() {
+        return false;
+    }
+    let sizes: Vec<u64> = loaded
+        .files
+        .iter()
+        .map(|file| file.page_size_bytes)
+        .collect();
+    let used = payload::used_pages(&loaded.layout, &sizes);
+    assert_eq!(used.len(), sizes.len());
+    for (pages, file) in used.iter().zip(&loaded.files) {
+        assert!(pages.len() <= PAGES_MAX);
+        assert!(pages.iter().all(|page| *page < file.pages));
+        let runs = payload::runs(pages);
+        assert_eq!(runs.iter().map(Range::len).sum::<usize>(), pages.len());
+    }
+    let files = PathBuf::from("/dev/kleap").join(&loaded.payload);
+    assert_eq!(files.parent(), Some(Path::new("/dev/kleap")));
+    for (_, place, content) in loaded.pieces() {
+        let stretches = payload::stretches(place, content.size_bytes, &sizes);
+        for at in &stretches {
+            let file = loaded
+                .files
+                .get(at.file)
+                .map(|file| (file.pages, file.page_size_bytes));
+            let fits = file.is_some_and(|(pages, page_size_bytes)| {
+                at.page < pages && at.from < at.to && at.to as u64 <= page_size_bytes
+            });
+            assert!(fits, "{at:?} is outside of the file {file:?}");
+        }
+        let found_bytes: u64 = stretches.iter().map(|at| (at.to - at.from) as u64).sum();
+        assert!(found_bytes <= content.size_bytes);
+        let _ = (place.start(), place.is_in_place());
+        let in_place_bytes: u64 = place
+            .parts_with_targets()
+            .filter(|(part, target)| part.address == *target)
+            .map(|(part, _)| part.size_bytes)
+            .sum();
+        assert!(in_place_bytes <= place.held_bytes());
+    }
+    // As if no page had moved; `exec` asks pagemap.
+    let addresses: Vec<_> = loaded.layout.owned().collect();
+    let usable = PhysRanges::from(loaded.layout.stage);
+    let _ = loaded.layout.repaired(&usable, |file, offset_bytes| {
+        addresses
+            .iter()
+            .filter(|part| part.file == file)
+            .find_map(|part| {
+                let within = offset_bytes.checked_sub(part.offset_bytes)?;
+                (within < part.size_bytes).then_some(part.address.checked_add(within))?
+            })
+            .ok_or(LayoutError::NoTarget {
+                piece: "payload",
+                wanted_bytes: offset_bytes,
+            })
+    });
+    // What is written again says the same.
+    let Ok(text) = serde_json::to_vec(&loaded) else {
+        return false;
+    };
+    let again: Option<Loaded> = serde_json::from_slice(&text).ok();
+    assert_eq!(
+        again.as_ref().map(|again| &again.layout),
+        Some(&loaded.layout)
+    );
+    assert_eq!(
+        again.and_then(|again| serde_json::to_vec(&again).ok()),
+        Some(text)
+    );
+    true
+}
+
+/// Reads the text of `pool.json`. Says whether it was accepted.
+///
+/// # Panics
+/// If what is written again says something else.
+pub fn pool(bytes: &[u8]) -> bool {
+    let Ok(mut ledger) = serde_json::from_slice::<Ledger>(bytes) else {
+        return false;
+    };
+    let text = serde_json::to_vec(&ledger).unwrap_or_default();
+    let again = serde_json::from_slice::<Ledger>(&text).ok();
+    assert_eq!(
+        again.and_then(|again| serde_json::to_vec(&again).ok()),
+        Some(text)
+    );
+    // An entry is made where there is none, and found where there is one.
+    let before = ledger.pools.len();
+    let first = *ledger.entry(2 << 20, 7);
+    assert_eq!(*ledger.entry(2 << 20, 8), first);
+    assert!(ledger.pools.len() <= before + 1);
+    true
+}
+
+/// What the holder is told to hold, in one word of its arguments: page size in bytes, pages, runs of them, file.
+#[must_use]
+pub fn hold_argument(word: &str) -> Option<(u64, usize, Vec<Range<usize>>, PathBuf)> {
+    hold::parse(word)
+}
+
+/// The word that says so.
+#[must_use]
+pub fn hold_word(
+    page_size_bytes: u64,
+    pages: usize,
+    runs: &[Range<usize>],
+    path: &Path,
+) -> std::ffi::OsString {
+    hold::word(path, page_size_bytes, pages, runs)
+}
+
+/// The report of a record, as text and as JSON.
+///
+/// # Panics
+/// If there is a time in it that is none.
+pub fn report(timeline: &kleap_relocator::timeline::Timeline, init_started: u64) {
+    let (text, json) = crate::report::both(timeline, Some(init_started));
+    assert!(!text.contains("NaN") && !text.contains("inf "), "{text}");
+    assert!(json.starts_with('{'), "{json}");
+}
