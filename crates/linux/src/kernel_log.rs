@@ -45,7 +45,10 @@ pub fn parse(record: &[u8]) -> Option<Record> {
 /// Whether a line is the one on starting PID 1.
 #[must_use]
 pub fn is_init_line(text: &str) -> bool {
-    text.starts_with(INIT_LINE.0) && text.ends_with(INIT_LINE.1)
+    // One after the other: in `Run as init process` they overlap, and nothing was run.
+    text.strip_prefix(INIT_LINE.0)
+        .and_then(|rest| rest.strip_suffix(INIT_LINE.1))
+        .is_some_and(|program| !program.is_empty())
 }
 
 /// Calls `see` with every record there is. Takes nothing out of the log.
@@ -137,6 +140,8 @@ mod tests {
                 .unwrap()
                 .text
         ));
+        // Found by fuzzing.
+        assert!(!is_init_line("Run as init process"));
         for broken in [&b""[..], b"6,1,2,-", b"6,1;x", b"6,1,x,-;y", b"\xff\xfe;"] {
             assert_eq!(parse(broken), None, "{broken:?}");
         }

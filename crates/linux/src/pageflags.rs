@@ -102,6 +102,9 @@ pub fn any_hwpoisoned(
             format!("{range} is larger than {RANGE_MAX_BYTES} bytes"),
         ));
     }
+    if range.is_empty() {
+        return Ok(false);
+    }
     let mut chunk = [0; CHUNK_BYTES];
     let mut frame = start / page_size_bytes;
     let end = start.saturating_add(size_bytes).div_ceil(page_size_bytes);
@@ -157,6 +160,17 @@ mod tests {
                 assert!(any_hwpoisoned(last, page_size_bytes, read).unwrap());
             }
         }
+    }
+
+    /// Found by fuzzing: an empty range within a page was that page.
+    #[test]
+    fn an_empty_range_touches_no_page() {
+        let bad = |bytes: &mut [u8], _| {
+            bytes.fill(0xff);
+            Ok(())
+        };
+        assert!(!any_hwpoisoned(range(0x81, 0), 4096, bad).unwrap());
+        assert!(any_hwpoisoned(range(0x81, 1), 4096, bad).unwrap());
     }
 
     #[test]
