@@ -686,6 +686,18 @@ pub(crate) fn loaded() -> Result<Option<Loaded>, Failure> {
 
 /// Whether every part of the layout lies within the files that the note names.
 pub(crate) fn check_note(loaded: &Loaded) -> Result<(), String> {
+    // What is computed from it takes one step for each page, or for each unit of the layout.
+    let mut pages = 0_usize;
+    for note in &loaded.files {
+        pages = pages.saturating_add(note.pages);
+        if !note.page_size_bytes.is_power_of_two() || pages > kleap_plan::layout::PAGES_MAX {
+            return Err(format!(
+                "names a file of {} pages of {} bytes",
+                note.pages, note.page_size_bytes
+            ));
+        }
+    }
+    loaded.layout.check().map_err(|error| error.to_string())?;
     for Owned {
         size_bytes,
         file,

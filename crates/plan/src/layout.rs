@@ -43,6 +43,8 @@ pub const BASE_ALIGNMENT_BYTES: u64 = 2 << 20;
 pub const UNIT_MIN_BYTES: u64 = 64 << 10;
 /// Most huge pages that are looked at: 512 GiB of 2 MiB pages.
 pub const PAGES_MAX: usize = 256 * 1024;
+/// Most memory of ours that a layout may use, bytes: that many pages of 2 MiB.
+pub const OWNED_MAX_BYTES: u64 = 512 << 30;
 
 /// Which way pieces get to their places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -218,6 +220,22 @@ impl Layout {
         .chain([&mut self.stage_parts])
     }
 
+    /// Whether what is ours can be: each of it at an address and of a size that are multiples of the unit,
+    /// none of it twice, and no more than [`OWNED_MAX_BYTES`]. For a layout that comes out of a file.
+    ///
+    /// # Errors
+    /// [`LayoutError::Pages`] or [`LayoutError::TooManyPages`].
+    pub fn check(&self) -> Result<(), LayoutError> {
+        let owned: Vec<Owned> = self.owned().collect();
+        check_owned(&owned, self.unit_bytes)?;
+        // They do not overlap, so that the sum fits.
+        let owned_bytes: u64 = owned.iter().map(|part| part.size_bytes).sum();
+        if owned_bytes > OWNED_MAX_BYTES {
+            return Err(LayoutError::Pages(format!("{owned_bytes} bytes of them")));
+        }
+        Ok(())
+    }
+
     /// Every piece's place.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         [
@@ -257,6 +275,7 @@ impl Layout {
         plain_ram: &PhysRanges,
         mut address_of: impl FnMut(usize, u64) -> Result<PhysAddr, E>,
     ) -> Result<Self, E> {
+        self.check()?;
         let mut layout = self.clone();
         for parts in layout.owned_mut() {
             let mut found = Vec::new();

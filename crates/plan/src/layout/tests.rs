@@ -956,3 +956,52 @@ fn the_windows_hold_every_place_that_may_be_and_no_other() {
         }
     }
 }
+
+/// What stands in a damaged note: a repair that would never end, or take all memory, is refused. Found by
+/// fuzzing.
+#[test]
+fn a_layout_that_cannot_be_is_not_repaired() {
+    let place = |size_bytes| Place {
+        target: PhysRange::default(),
+        parts: vec![Owned {
+            address: PhysAddr::new(0x4000_0000),
+            size_bytes,
+            file: 0,
+            offset_bytes: 0,
+        }],
+        room: Vec::new(),
+        offset_bytes: 0,
+    };
+    let empty = Place {
+        parts: Vec::new(),
+        ..place(0)
+    };
+    for (unit_bytes, size_bytes) in [
+        (0, HUGE),
+        (1, HUGE),
+        (3 << 16, HUGE),
+        (HUGE, HUGE + 1),
+        (HUGE, OWNED_MAX_BYTES + HUGE),
+        (HUGE, u64::MAX - HUGE + 1),
+    ] {
+        let layout = Layout {
+            unit_bytes,
+            image: place(size_bytes),
+            initrd: None,
+            device_tree: empty.clone(),
+            stage: PhysRange::default(),
+            stage_parts: Vec::new(),
+            spare: None,
+        };
+        let mut asked = 0;
+        let repaired = layout.repaired(&PhysRanges::default(), |_, _| {
+            asked += 1;
+            Ok::<_, LayoutError>(PhysAddr::new(0x4000_0000))
+        });
+        let refused = matches!(repaired, Err(LayoutError::Pages(_)));
+        assert!(
+            refused && asked == 0,
+            "unit {unit_bytes}, {size_bytes} bytes: {repaired:?}"
+        );
+    }
+}
