@@ -32,7 +32,7 @@ use kleap_pagetable::{
     table_count,
 };
 use kleap_relocator::abi::{
-    self, Conduit, HAND_OFF_OFFSET_BYTES, Header, Lpis, MOVES_MAX, Move, OnFailure, Piece,
+    self, Conduit, HAND_OFF_OFFSET_BYTES, HandOff, Header, Lpis, MOVES_MAX, Move, OnFailure, Piece,
     PieceKind, RecordPlace, Redistributors, STACK_OFFSET_BYTES, STAGE_ALIGNMENT_BYTES, Uart,
 };
 use kleap_relocator::digest::{Algorithm, Digests};
@@ -564,6 +564,8 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
         })
         .collect();
     let block = abi::encode(&header, &pieces, &digests, &moves, &regions)?;
+    // As the relocator will: what it refuses is refused here, while the first kernel still runs.
+    HandOff::decode(&block)?;
 
     let mut bytes = program;
     let mut append = |at: u64, part: &[u8]| {

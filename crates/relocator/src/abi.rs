@@ -25,6 +25,7 @@
 
 use crate::crc32c;
 use crate::digest::{Algorithm, CHUNKS_MAX, Digest, chunk_count, chunk_size_bytes};
+use crate::lpi::REDISTRIBUTOR_BYTES;
 use crate::timeline::SIZE_BYTES as TIMELINE_BYTES;
 
 /// Alignment of the stage: the largest granule, so that every part can have its own permissions
@@ -55,6 +56,14 @@ pub const DIGEST_WORDS_MAX: usize = PIECES_MAX * CHUNKS_MAX * 4;
 pub const MOVES_MAX: usize = 32 * 1024;
 /// Most redistributor regions in a hand-off: on some machines with ACPI every CPU has its own.
 pub const REDISTRIBUTORS_MAX: usize = 4096;
+
+/// Most redistributors that all regions together may have room for: four times the CPUs that Linux can have.
+/// The walk ends with the last one that is there, but only if that one says so.
+pub const REDISTRIBUTOR_FRAMES_MAX: u64 = 16 * 1024;
+/// What the stride of a region is a multiple of: the size of a frame.
+pub const FRAME_BYTES: u64 = 64 * 1024;
+/// Most bytes of a device tree (booting.rst).
+pub const DEVICE_TREE_MAX_BYTES: u64 = 2 << 20;
 
 /// Words of a [`Piece`].
 pub const PIECE_WORDS: usize = 5;
@@ -470,6 +479,8 @@ pub enum Rule {
     DeviceTree,
     /// The timeline is inside the device tree.
     Timeline,
+    /// The stride of a region of redistributors is 0 or a redistributor's size or more, in whole frames.
+    Stride,
 }
 
 impl HandOffError {
@@ -488,6 +499,7 @@ impl HandOffError {
             Rule::Entry => "entry is not the Image's start",
             Rule::DeviceTree => "device tree is not the verified one",
             Rule::Timeline => "timeline outside the device tree",
+            Rule::Stride => "impossible stride of redistributors",
         }
     }
 }
@@ -609,7 +621,21 @@ impl<'a> HandOff<'a> {
                 _ => {}
             }
         }
-        Ok(())
+        // Both are written to, or near, also where no piece is the tree: nothing may run over the end of the
+        // address space.
+        if header
+            .device_tree
+            .checked_add(DEVICE_TREE_MAX_BYTES)
+            .is_none()
+        {
+            return refuse(Rule::Range, header.device_tree);
+        }
+        match header.timeline {
+            Some(start) if start.checked_add(TIMELINE_BYTES as u64).is_none() => {
+                refuse(Rule::Range, start)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_arrays(&self) -> Result<(), HandOffError> {
@@ -641,9 +667,20 @@ impl<'a> HandOff<'a> {
                 return refuse(Rule::Range, copy.target);
             }
         }
+        let mut frames = 0_u64;
         for region in self.redistributors() {
             if region.start.checked_add(region.size_bytes).is_none() {
                 return refuse(Rule::Range, region.start);
+            }
+            let stride_bytes = region.stride_bytes;
+            if stride_bytes != 0
+                && (stride_bytes < REDISTRIBUTOR_BYTES || !stride_bytes.is_multiple_of(FRAME_BYTES))
+            {
+                return refuse(Rule::Stride, stride_bytes);
+            }
+            frames = frames.saturating_add(region.size_bytes / REDISTRIBUTOR_BYTES);
+            if frames > REDISTRIBUTOR_FRAMES_MAX {
+                return refuse(Rule::Count, frames);
             }
         }
         Ok(())
@@ -1254,6 +1291,47 @@ mod tests {
                 HandOff::decode(&good[..length]).is_err(),
                 "{length} bytes accepted"
             );
+        }
+    }
+
+    /// With these a walk would take years, or an address run over the end: found by fuzzing.
+    #[test]
+    fn what_would_not_end_is_refused() {
+        let region = |size_bytes, stride_bytes| Redistributors {
+            start: 0x80a_0000,
+            size_bytes,
+            stride_bytes,
+        };
+        for (regions, rule) in [
+            (vec![region(0xf6_0000, 1)], Some(Rule::Stride)),
+            (vec![region(0xf6_0000, 0x1_0000)], Some(Rule::Stride)),
+            (vec![region(0xf6_0000, 0x2_1000)], Some(Rule::Stride)),
+            (
+                vec![region(0xf6_0000, 0x2_0000), region(0xf6_0000, 0x4_0000)],
+                None,
+            ),
+            (
+                vec![region(REDISTRIBUTOR_FRAMES_MAX * REDISTRIBUTOR_BYTES, 0)],
+                None,
+            ),
+            (vec![region(u64::MAX - 0x80a_0000, 0)], Some(Rule::Count)),
+            (
+                vec![region(1 << 30, 0), region(1 << 30, 0), region(1 << 17, 0)],
+                Some(Rule::Count),
+            ),
+        ] {
+            let block = encode(&header(), &[], &[], &[], &regions).unwrap();
+            let found = HandOff::decode(&block).err().map(|error| error.rule);
+            assert_eq!(found, rule, "{regions:x?}");
+        }
+        for (device_tree, timeline) in [(u64::MAX - 0x1f_fffe, None), (0, Some(u64::MAX - 100))] {
+            let header = Header {
+                device_tree,
+                timeline,
+                ..header()
+            };
+            let block = encode(&header, &[], &[], &[], &[]).unwrap();
+            assert_eq!(HandOff::decode(&block).unwrap_err().rule, Rule::Range);
         }
     }
 

@@ -14,7 +14,7 @@
 //! In both cases tables that stay in use must not lie where the next kernel is put ([`quiesce`]): that is
 //! a failure, before anything is moved.
 
-use crate::abi::{HandOff, Lpis, PieceKind, Redistributors};
+use crate::abi::{DEVICE_TREE_MAX_BYTES, HandOff, Lpis, PieceKind, Redistributors};
 use crate::deadline::Deadline;
 use crate::failure::Failure;
 use crate::relocate::Machine;
@@ -280,7 +280,9 @@ fn reserve_one(tree: u64, machine: &mut impl Machine, table: Range) -> Result<()
         .into_iter()
         .filter(|&block| block > list)
         .min()
-        .unwrap_or(list);
+        .unwrap_or(list)
+        // Whatever the header says: there is an end.
+        .min(DEVICE_TREE_MAX_BYTES);
     let mut slot = list;
     // The last slot is the list's end, and stays.
     while slot + 2 * RESERVATION_BYTES <= end {

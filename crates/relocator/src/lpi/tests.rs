@@ -421,6 +421,26 @@ fn the_walk_ends_at_the_last_and_knows_virtual_lpis() {
     assert_eq!(machine.redistributors[&FIRST].control, 1);
 }
 
+/// The header of a damaged tree may say that the list has 4 GiB. Found by fuzzing.
+#[test]
+fn a_list_without_end_has_an_end() {
+    let mut long = tree(&[], 8);
+    long.resize(usize::try_from(abi::DEVICE_TREE_MAX_BYTES).unwrap(), 0xa5);
+    let list = 0x100_usize;
+    long[list..].fill(0xa5);
+    for (field, value) in [(8, u32::MAX), (12, u32::MAX), (16, 0x100)] {
+        long[field..][..4].copy_from_slice(&value.to_be_bytes());
+    }
+    let redistributors = [redistributor(true, true, CONFIGURATION, PENDING)];
+    let (_, result) = run(Lpis::LeaveOn, &redistributors, long);
+    assert_eq!(
+        result.unwrap_err(),
+        Failure::NoReservation {
+            start: CONFIGURATION
+        }
+    );
+}
+
 proptest! {
     /// Any redistributors, any list: whoever has LPIs on at the end has both tables reserved, nobody else
     /// has, and nothing that was reserved before is lost.
