@@ -245,7 +245,7 @@ pub fn reserve(hand_off: &HandOff<'_>, machine: &mut impl Machine) -> Result<u64
             }
             count += 1;
             for table in tables(machine, frame) {
-                reserve_one(hand_off.header.device_tree, machine, table)?;
+                reserve_one(hand_off, machine, table)?;
             }
             Ok(())
         })?;
@@ -269,11 +269,25 @@ fn read_be64(machine: &mut impl Machine, start: u64) -> u64 {
 }
 
 /// Devicetree Specification 0.4, 5.2 and 5.3. The list ends with an entry of two zeros, and the block it
-/// is in may be longer than the list.
-fn reserve_one(tree: u64, machine: &mut impl Machine, table: Range) -> Result<(), Failure> {
+/// is in may be longer than the list. Nothing is looked at but what was verified as the device tree.
+fn reserve_one(
+    hand_off: &HandOff<'_>,
+    machine: &mut impl Machine,
+    table: Range,
+) -> Result<(), Failure> {
+    const HEADER_BYTES: u64 = 40;
     const STRUCTURE: u64 = 8;
     const STRINGS: u64 = 12;
     const RESERVATIONS: u64 = 16;
+    let failure = Err(Failure::NoReservation { start: table.start });
+    let tree = hand_off.header.device_tree;
+    let verified_bytes = hand_off
+        .pieces()
+        .find(|piece| piece.kind == PieceKind::DeviceTree && piece.start == tree)
+        .map_or(0, |piece| piece.size_bytes);
+    if verified_bytes < HEADER_BYTES {
+        return failure;
+    }
     let list = read_be32(machine, tree + RESERVATIONS);
     let end = [STRUCTURE, STRINGS]
         .map(|field| read_be32(machine, tree + field))
@@ -282,7 +296,7 @@ fn reserve_one(tree: u64, machine: &mut impl Machine, table: Range) -> Result<()
         .min()
         .unwrap_or(list)
         // Whatever the header says: there is an end.
-        .min(DEVICE_TREE_MAX_BYTES);
+        .min(verified_bytes.min(DEVICE_TREE_MAX_BYTES));
     let mut slot = list;
     // The last slot is the list's end, and stays.
     while slot + 2 * RESERVATION_BYTES <= end {
@@ -304,7 +318,7 @@ fn reserve_one(tree: u64, machine: &mut impl Machine, table: Range) -> Result<()
         }
         slot += RESERVATION_BYTES;
     }
-    Err(Failure::NoReservation { start: table.start })
+    failure
 }
 
 #[cfg(all(test, feature = "host"))]

@@ -203,7 +203,14 @@ fn block_with_moves(lpis: Lpis, redistributors: usize, moves: &[abi::Move]) -> V
         size_bytes: redistributors as u64 * REDISTRIBUTOR_BYTES,
         stride_bytes: 0,
     };
-    abi::encode(&header, &[piece], &[], moves, &[region]).unwrap()
+    let tree = Piece {
+        kind: PieceKind::DeviceTree,
+        start: TREE,
+        size_bytes: abi::DEVICE_TREE_MAX_BYTES,
+        algorithm: None,
+        clean_size_bytes: abi::DEVICE_TREE_MAX_BYTES,
+    };
+    abi::encode(&header, &[piece, tree], &[], moves, &[region]).unwrap()
 }
 
 /// Both steps, with a tree as given.
@@ -330,6 +337,36 @@ fn writes_that_never_take_effect_have_one_deadline() {
         assert_eq!(result.unwrap().0.stuck, count as u64);
         assert!(machine.ticks <= WRITES_DEADLINE_MS + count as u64 + 2);
     }
+}
+
+/// The list was looked for wherever the header of a tree that nobody had verified said.
+#[test]
+fn only_what_was_verified_is_read_as_the_tree() {
+    let redistributors = [redistributor(true, true, CONFIGURATION, PENDING)];
+    let bytes = block(Lpis::LeaveOn, 1);
+    let block = HandOff::decode(&bytes).unwrap();
+    let pieces: Vec<_> = block.pieces().collect();
+    let reserve_with = |device_tree: u64, pieces: &[Piece]| {
+        let mut header = block.header;
+        header.device_tree = device_tree;
+        let regions: Vec<_> = block.redistributors().collect();
+        let bytes = abi::encode(&header, pieces, &[], &[], &regions).unwrap();
+        let mut machine = machine(&redistributors, tree(&[], 8));
+        reserve(&HandOff::decode(&bytes).unwrap(), &mut machine)
+    };
+    let failure = |start| Err(Failure::NoReservation { start });
+    assert_eq!(reserve_with(TREE, &pieces), Ok(1));
+    // No piece is the tree: that one elsewhere than a piece of its kind is refused before.
+    for elsewhere in [0, TREE - 8, TREE, TREE + 8, 1 << 60] {
+        let result = reserve_with(elsewhere, &pieces[..1]);
+        assert_eq!(result, failure(CONFIGURATION), "{elsewhere:#x}");
+    }
+    // The piece ends before the list has room for both tables.
+    let mut cut = pieces;
+    cut[1].size_bytes = 40 + 2 * RESERVATION_BYTES;
+    assert_eq!(reserve_with(TREE, &cut), failure(PENDING));
+    cut[1].size_bytes = 39;
+    assert_eq!(reserve_with(TREE, &cut), failure(CONFIGURATION));
 }
 
 #[test]
