@@ -80,6 +80,15 @@ pub struct ReservedMemory {
     pub is_no_map: bool,
 }
 
+/// A redistributor has two frames of 64 KiB at least (IHI 0069H.b, 12.10).
+const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
+/// What `redistributor-stride` is a multiple of (Linux' binding arm,gic-v3).
+const STRIDE_ALIGNMENT_BYTES: u64 = 0x1_0000;
+
+/// Most entries of one `reg` or `ranges` that are read: a GICv3 may have a region for each of 4096 CPUs and a few
+/// more. Each of the one is looked for in the other, and both could fill a tree.
+const MAX_ENTRIES: usize = 8192;
+
 const PL011: [&str; 2] = ["arm,pl011", "arm,sbsa-uart"];
 
 /// The 8250 family: `compatible`, and the shift and width that its drivers take where the tree does not
@@ -209,6 +218,16 @@ impl Tree {
                 )
                 .filter(|stride| *stride != 0),
             };
+            // A smaller step would not leave the frame that it starts from.
+            if let Some(stride_bytes) = stride_bytes
+                && (stride_bytes < REDISTRIBUTOR_BYTES
+                    || !stride_bytes.is_multiple_of(STRIDE_ALIGNMENT_BYTES))
+            {
+                return Err(wrong(
+                    "redistributor-stride",
+                    "not a multiple of 64 KiB, or below two of them",
+                ));
+            }
             // The first entry is the distributor.
             let registers = regs(&place)?;
             let ranges = registers
@@ -387,6 +406,9 @@ fn regs(place: &Place<'_>) -> Result<Vec<PhysRange>, HardwareError> {
     if reg.is_empty() || !reg.len().is_multiple_of(entry_bytes) {
         return Err(refuse("reg is not a whole number of entries"));
     }
+    if reg.len() / entry_bytes > MAX_ENTRIES {
+        return Err(refuse("reg has more than 8192 entries"));
+    }
     reg.chunks_exact(entry_bytes)
         .map(|entry| {
             let (address, size) = entry.split_at(4 * counts.address);
@@ -433,6 +455,9 @@ fn through(
     let entry_bytes = 4 * (here.address + there_address_cells + here.size);
     if !ranges.len().is_multiple_of(entry_bytes) {
         return Err("the ranges of a bus above it are not a whole number of entries");
+    }
+    if ranges.len() / entry_bytes > MAX_ENTRIES {
+        return Err("a bus above it has more than 8192 ranges");
     }
     for entry in ranges.chunks_exact(entry_bytes) {
         let (from, rest) = entry.split_at(4 * here.address);

@@ -10,8 +10,10 @@
 mod common;
 
 use common::{BOARD, EFI, VIRT};
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use kleap_devicetree::{
     Conduit, HardwareError, Psci, RedistributorRegion, ReservedMemory, Tree, Uart, UartKind,
+    find_property_value,
 };
 use kleap_memmap::{PhysAddr, PhysRange};
 
@@ -207,4 +209,61 @@ fn an_interrupt_translation_service_is_found() {
         .unwrap();
     blob[at] = b'b';
     assert!(!Tree::parse(&blob).unwrap().has_its());
+}
+
+/// From a step that does not leave the frame, a walk from one redistributor to the next would not end.
+#[test]
+fn an_impossible_stride_is_refused() {
+    let path = "/intc@8000000";
+    let place = find_property_value(VIRT, path, "redistributor-stride").unwrap();
+    assert_eq!(place.len(), 8);
+    for (stride_bytes, is_fine) in [
+        (0, true),
+        (1, false),
+        (0x1_0000, false),
+        (0x2_0000, true),
+        (0x2_8000, false),
+        (0x3_0000, true),
+        (0x4_0000, true),
+        (u64::MAX, false),
+    ] {
+        let mut dtb = VIRT.to_vec();
+        dtb[place.clone()].copy_from_slice(&u64::to_be_bytes(stride_bytes));
+        let found = Tree::parse(&dtb).unwrap().gic_v3_redistributors();
+        assert_eq!(found.is_ok(), is_fine, "{stride_bytes:#x}: {found:?}");
+    }
+}
+
+/// Each entry of `reg` is looked for among the ranges of each bus above it: with both as long as they fit into a
+/// tree, that is thousands of millions of steps.
+#[test]
+fn lists_that_no_machine_has_are_refused() {
+    let tree = |entries: usize, ranges: usize| {
+        let cells = |count: usize| vec![0_u8; 4 * count];
+        let mut uart = DeviceTreeNode::new_unchecked("serial@0");
+        uart.add_property(DeviceTreeProperty::new_unchecked("compatible", "arm,pl011"));
+        uart.add_property(DeviceTreeProperty::new_unchecked("reg", cells(3 * entries)));
+        let mut bus = DeviceTreeNode::new_unchecked("bus");
+        // Ranges of one byte that cover nothing, and in the end one that covers the UART.
+        let mut value = cells(5 * ranges);
+        let last = value.len() - 1;
+        value[last] = 1;
+        bus.add_property(DeviceTreeProperty::new_unchecked("ranges", value));
+        bus.add_child(uart);
+        let mut chosen = DeviceTreeNode::new_unchecked("chosen");
+        chosen.add_property(DeviceTreeProperty::new_unchecked(
+            "stdout-path",
+            "/bus/serial@0",
+        ));
+        let mut model = DeviceTree::new();
+        model.root.add_child(chosen);
+        model.root.add_child(bus);
+        Tree::parse(&model.to_dtb()).unwrap().console()
+    };
+    assert!(tree(1, 1).unwrap().is_some());
+    assert!(tree(100, 8192).unwrap().is_some());
+    for (entries, ranges) in [(8193, 1), (1, 8193), (50_000, 50_000)] {
+        let error = tree(entries, ranges).unwrap_err();
+        assert!(matches!(error, HardwareError::Address { .. }), "{error}");
+    }
 }
