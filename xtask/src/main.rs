@@ -10,6 +10,7 @@ mod cpio;
 mod demo;
 mod e2e;
 mod faults;
+mod fuzz;
 mod gdbstub;
 mod initramfs;
 mod lab;
@@ -103,6 +104,8 @@ enum Task {
     Soak(soak::Wish),
     /// Break hand-overs in QEMU, in every way and at every phase, and see how each ends
     Faults(faults::Wish),
+    /// Attack everything that reads bytes from outside: replay of the corpora, or libFuzzer with --runs
+    Fuzz(fuzz::Wish),
 }
 
 fn main() -> ExitCode {
@@ -140,6 +143,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Soak(wish) => soak::run(&lab, &wish),
         Task::Stress(wish) => stress::run(&lab, &wish),
         Task::Faults(wish) => faults::run(&lab, &wish),
+        Task::Fuzz(wish) => fuzz::run(&lab, &wish),
         Task::E2e {
             list,
             fast,

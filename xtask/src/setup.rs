@@ -213,6 +213,29 @@ fn file_of_kernel(lab: &Lab, name: &str, part: &str, file_name: &str) -> Result<
     Ok(directory.join(file_name))
 }
 
+/// Device trees that come with a kernel, by the names of their files: the directory that holds them.
+pub(crate) fn device_trees(lab: &Lab, name: &str, file_names: &[&str]) -> Result<PathBuf> {
+    let kernel = kernel(lab, name)?;
+    let directory = lab.directory(&format!("kernels/{name}/device-trees"))?;
+    if let Some(_exclusive) = to_be_made(lab, &directory)? {
+        let source = source(name)?;
+        let apt = Apt::open(lab, source.release, "arm64")?;
+        apt.update(false)?;
+        let files: Vec<(&str, &str)> = file_names.iter().map(|name| (*name, *name)).collect();
+        let version = fetch_kernel_once(&apt, source, &directory, &files)
+            .with_context(|| format!("cannot get device trees of the kernel {name}"))?;
+        if version != kernel.version {
+            bail!(
+                "the archive has {name} {version} now, the lab {}: remove {} and run set-up again",
+                kernel.version,
+                lab.path(&format!("kernels/{name}")).display()
+            );
+        }
+        write_stamp(&directory, &version)?;
+    }
+    Ok(directory)
+}
+
 /// Tries the versions from the newest on: an index can name packages that its mirror lacks. Of the
 /// package `files` are kept: the start of each name in it, and its name here.
 fn fetch_kernel_once(

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::build;
 use crate::e2e::{self, Selection, Tally};
 use crate::faults;
+use crate::fuzz;
 use crate::lab::Lab;
 use crate::setup;
 use crate::soak;
@@ -32,6 +33,7 @@ pub(crate) fn run(lab: &Lab) -> Result<()> {
     let mut tally = Tally::default();
     step(&mut tally, "tests on this machine", host_tests(lab));
     step(&mut tally, "tests as arm64 programs", arm64_tests(lab));
+    step(&mut tally, "fuzz targets", fuzz::test(lab));
     for (what, component, arguments) in [
         (
             "format",

@@ -1,4 +1,4 @@
-//! What the command reads from outside and computes from that alone, for the fuzzer (`fuzz/`).
+//! What the command reads from outside and computes from that alone, for the fuzzer (`crates/fuzz`).
 //!
 //! A function for each, that panics where what must hold does not. Nothing here touches the machine.
 
@@ -6,12 +6,13 @@ use crate::hold;
 use crate::payload::{self, Loaded};
 use crate::store::{self, Ledger};
 use kleap_memmap::PhysRanges;
-use kleap_plan::LayoutError;
+use kleap_plan::{LayoutError, Owned};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Most pages of all files of a note that is accepted, count.
-const PAGES_MAX: usize = kleap_plan::layout::PAGES_MAX;
+/// Notes of more memory than this are checked and no more: what is computed from them takes its time, and is the
+/// same.
+const COMPUTED_MAX_BYTES: u64 = 512 << 20;
 
 /// Reads the text of `state.json`, as `status` and `exec` do, and computes what they compute from it before
 /// they ask the machine. Says whether it was accepted.
@@ -25,36 +26,65 @@ pub fn state(bytes: &[u8]) -> bool {
     if store::check_note(&loaded).is_err() {
         return false;
     }
-    let sizes: Vec<u64> = loaded
-        .files
-        .iter()
-        .map(|file| file.page_size_bytes)
-        .collect();
+    // What is written again says the same.
+    let text = serde_json::to_vec(&loaded).unwrap_or_default();
+    let again = serde_json::from_slice::<Loaded>(&text).ok();
+    assert_eq!(
+        again.and_then(|again| serde_json::to_vec(&again).ok()),
+        Some(text)
+    );
+    let files = PathBuf::from("/dev/kleap").join(&loaded.payload);
+    assert_eq!(files.parent(), Some(Path::new("/dev/kleap")));
+    let owned: Vec<Owned> = loaded.layout.owned().collect();
+    let owned_bytes: u64 = owned.iter().map(|part| part.size_bytes).sum();
+    if owned_bytes <= COMPUTED_MAX_BYTES {
+        pages(&loaded);
+        pieces(&loaded);
+        repaired(&loaded, &owned);
+    }
+    true
+}
+
+/// The pages that a layout uses are pages of the files.
+fn pages(loaded: &Loaded) {
+    let sizes = sizes(loaded);
     let used = payload::used_pages(&loaded.layout, &sizes);
     assert_eq!(used.len(), sizes.len());
     for (pages, file) in used.iter().zip(&loaded.files) {
-        assert!(pages.len() <= PAGES_MAX);
         assert!(pages.iter().all(|page| *page < file.pages));
         let runs = payload::runs(pages);
         assert_eq!(runs.iter().map(Range::len).sum::<usize>(), pages.len());
     }
-    let files = PathBuf::from("/dev/kleap").join(&loaded.payload);
-    assert_eq!(files.parent(), Some(Path::new("/dev/kleap")));
+}
+
+fn sizes(loaded: &Loaded) -> Vec<u64> {
+    loaded
+        .files
+        .iter()
+        .map(|file| file.page_size_bytes)
+        .collect()
+}
+
+/// Every byte of a piece lies in a page.
+fn pieces(loaded: &Loaded) {
+    let sizes = sizes(loaded);
     for (_, place, content) in loaded.pieces() {
         let stretches = payload::stretches(place, content.size_bytes, &sizes);
         for at in &stretches {
-            let file = loaded
-                .files
-                .get(at.file)
-                .map(|file| (file.pages, file.page_size_bytes));
-            let fits = file.is_some_and(|(pages, page_size_bytes)| {
-                at.page < pages && at.from < at.to && at.to as u64 <= page_size_bytes
+            let file = loaded.files.get(at.file);
+            let fits = file.is_some_and(|file| {
+                at.page < file.pages && at.from < at.to && at.to as u64 <= file.page_size_bytes
             });
             assert!(fits, "{at:?} is outside of the file {file:?}");
         }
         let found_bytes: u64 = stretches.iter().map(|at| (at.to - at.from) as u64).sum();
         assert!(found_bytes <= content.size_bytes);
         let _ = (place.start(), place.is_in_place());
+        // What `status` shows, and `exec` compares.
+        let digests = content.digests(loaded.verify);
+        let count = digests.iter().count();
+        assert!(count <= content.digests.len());
+        let _ = digests.crc32c(content.size_bytes);
         let in_place_bytes: u64 = place
             .parts_with_targets()
             .filter(|(part, target)| part.address == *target)
@@ -62,11 +92,13 @@ pub fn state(bytes: &[u8]) -> bool {
             .sum();
         assert!(in_place_bytes <= place.held_bytes());
     }
-    // As if no page had moved; `exec` asks pagemap.
-    let addresses: Vec<_> = loaded.layout.owned().collect();
+}
+
+/// As if no page had moved; `exec` asks pagemap.
+fn repaired(loaded: &Loaded, owned: &[Owned]) {
     let usable = PhysRanges::from(loaded.layout.stage);
-    let _ = loaded.layout.repaired(&usable, |file, offset_bytes| {
-        addresses
+    let repaired = loaded.layout.repaired(&usable, |file, offset_bytes| {
+        owned
             .iter()
             .filter(|part| part.file == file)
             .find_map(|part| {
@@ -78,20 +110,9 @@ pub fn state(bytes: &[u8]) -> bool {
                 wanted_bytes: offset_bytes,
             })
     });
-    // What is written again says the same.
-    let Ok(text) = serde_json::to_vec(&loaded) else {
-        return false;
-    };
-    let again: Option<Loaded> = serde_json::from_slice(&text).ok();
-    assert_eq!(
-        again.as_ref().map(|again| &again.layout),
-        Some(&loaded.layout)
-    );
-    assert_eq!(
-        again.and_then(|again| serde_json::to_vec(&again).ok()),
-        Some(text)
-    );
-    true
+    if let Err(error) = repaired {
+        assert!(!error.to_string().is_empty());
+    }
 }
 
 /// Reads the text of `pool.json`. Says whether it was accepted.

@@ -1,0 +1,136 @@
+//! Kernel files.
+
+use flate2::Crc;
+use flate2::bufread::DeflateDecoder;
+use kleap_image::{Error, FileKind, Kernel, MAX_BANNER_BYTES, MAX_IMAGE_SIZE_BYTES};
+use std::io::Read;
+
+/// Most bytes that the oracle inflates: more than 1032 times the longest input.
+const INFLATED_MAX_BYTES: u64 = 2 << 20;
+
+fn is_gzip(bytes: &[u8]) -> bool {
+    bytes.starts_with(&[0x1f, 0x8b])
+}
+
+fn word32(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(bytes[offset..offset + 4].try_into().unwrap())
+}
+
+fn word64(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+}
+
+/// What booting.rst demands of a file that was accepted, read from its bytes once more.
+fn check(kernel: &Kernel) {
+    let image = kernel.image_bytes();
+    let header = kernel.header();
+    assert!(image.len() >= 64);
+    assert_eq!(&image[56..60], b"ARM\x64");
+    assert_eq!(header.text_offset_bytes, word64(image, 8));
+    assert_eq!(header.image_size_bytes, word64(image, 16));
+    assert!(header.image_size_bytes <= MAX_IMAGE_SIZE_BYTES);
+    assert!(image.len() as u64 <= header.image_size_bytes);
+    assert!(header.text_offset_bytes < 2 << 20);
+    assert!(image[32..56].iter().all(|byte| *byte == 0));
+    assert_eq!(
+        word64(image, 24) & !0xe,
+        0,
+        "big-endian, or flags that nobody knows"
+    );
+    let entry = usize::try_from(header.entry_offset_bytes).unwrap();
+    assert!(entry >= 64 && entry % 4 == 0);
+    assert_ne!(word32(image, entry), 0);
+    assert_eq!(header.is_efi, word32(image, 60) != 0);
+    let rule = kernel.placement_rule();
+    assert_eq!(rule.reserved_bytes, header.image_size_bytes);
+    match kernel.banner() {
+        Some(banner) => {
+            assert!(banner.starts_with("Linux version ") && banner.len() <= MAX_BANNER_BYTES);
+            assert!(!banner.chars().any(char::is_control));
+            let found = image
+                .windows(banner.len())
+                .any(|window| window == banner.as_bytes());
+            assert!(found);
+        }
+        None => assert_eq!(kernel.version(), None),
+    }
+}
+
+/// A file as it is.
+pub fn image(data: &[u8]) {
+    match Kernel::parse(data.to_vec()) {
+        Ok(kernel) => {
+            if !kernel.is_gzip() {
+                assert_eq!(kernel.image_bytes(), data);
+            }
+            check(&kernel);
+            assert!(!format!("{kernel:?}").is_empty());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A stream without its frame, put into one that is right: the file must be taken exactly as if it had not been
+/// compressed. Then the same stream in a frame that is not right.
+pub fn gzip(data: &[u8]) {
+    const FRAME: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+    // As it is: any flags, any header fields.
+    let raw = [&FRAME[..2], data].concat();
+    if let Ok(kernel) = Kernel::parse(raw) {
+        check(&kernel);
+    }
+
+    let mut decoder = DeflateDecoder::new(data);
+    let mut inflated = Vec::new();
+    let whole = (&mut decoder)
+        .take(INFLATED_MAX_BYTES)
+        .read_to_end(&mut inflated)
+        .is_ok();
+    if !whole || inflated.len() as u64 == INFLATED_MAX_BYTES {
+        return;
+    }
+    let used = usize::try_from(decoder.total_in()).unwrap();
+    let mut crc = Crc::new();
+    crc.update(&inflated);
+    let mut file = [&FRAME[..], &data[..used]].concat();
+    file.extend(crc.sum().to_le_bytes());
+    file.extend(crc.amount().to_le_bytes());
+
+    let plain = Kernel::parse(inflated.clone());
+    let zipped = Kernel::parse(file.clone());
+    match (&plain, &zipped) {
+        (
+            _,
+            Err(Error::NotAnImage {
+                kind: FileKind::Gzip,
+                inside_gzip: true,
+            }),
+        ) if is_gzip(&inflated) => {}
+        (Ok(plain), Ok(zipped)) => {
+            assert!(zipped.is_gzip() && !is_gzip(&inflated));
+            assert_eq!(plain.header(), zipped.header());
+            assert_eq!(plain.image_bytes(), zipped.image_bytes());
+            check(zipped);
+        }
+        (Err(_), Err(error)) => assert!(!error.to_string().is_empty()),
+        (plain, zipped) => panic!("plain: {plain:?}; compressed: {zipped:?}"),
+    }
+    if zipped.is_ok() {
+        let mut longer = file.clone();
+        longer.push(0);
+        assert_eq!(
+            Kernel::parse(longer),
+            Err(Error::GzipTrailing { trailing_bytes: 1 })
+        );
+        let end = file.len() - 1;
+        assert_eq!(
+            Kernel::parse(file[..end].to_vec()),
+            Err(Error::GzipTruncated)
+        );
+        file[end - 5] ^= 1;
+        assert!(matches!(
+            Kernel::parse(file),
+            Err(Error::GzipDamaged { .. })
+        ));
+    }
+}
