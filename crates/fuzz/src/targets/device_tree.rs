@@ -81,7 +81,7 @@ pub(crate) const PROPERTIES: [&str; 40] = [
 ];
 
 /// Texts that are values.
-const TEXTS: [&str; 24] = [
+const TEXTS: [&str; 26] = [
     "arm,pl011",
     "arm,primecell",
     "arm,sbsa-uart",
@@ -106,6 +106,8 @@ const TEXTS: [&str; 24] = [
     "/soc/bus@0/serial",
     "console=ttyAMA0",
     "",
+    "psci",
+    "spin-table",
 ];
 
 /// A node of a tree that is built.
@@ -335,6 +337,38 @@ fn look(tree: &Tree) {
     }
     assert!(tree.initrd().is_none_or(|initrd| !initrd.is_empty()));
     let _ = tree.memory_reservations();
+    let methods = tree.enable_methods();
+    assert!(methods.is_sorted_by(|a, b| a < b), "each word once");
+    assert!(methods.iter().all(|method| !method.contains('\0')));
+    let _ = tree.has_its();
+}
+
+/// A value that is one text, as most are.
+fn text<'a>(node: &'a Node<'_>, name: &str) -> Option<&'a str> {
+    let (_, value) = node.properties.iter().find(|(other, _)| *other == name)?;
+    let text = std::str::from_utf8(value.strip_suffix(&[0])?).ok()?;
+    (!text.contains('\0')).then_some(text)
+}
+
+fn has_its(node: &Node<'_>) -> bool {
+    let is_its = text(node, "compatible") == Some("arm,gic-v3-its")
+        && node.properties.iter().all(|(name, _)| *name != "status");
+    is_its || node.children.iter().any(has_its)
+}
+
+/// What `check` asks of a tree that is known.
+fn check_cpus(tree: &Tree, root: &Node<'_>) {
+    let found = tree.enable_methods();
+    let cpus = root.children.iter().find(|child| child.name == "cpus");
+    for cpu in cpus.iter().flat_map(|cpus| &cpus.children) {
+        if text(cpu, "device_type") == Some("cpu")
+            && let Some(method) = text(cpu, "enable-method")
+        {
+            assert!(found.iter().any(|found| found == method), "{method}");
+        }
+    }
+    assert!(cpus.is_some() || found.is_empty());
+    assert!(tree.has_its() || !has_its(root), "{root:?}");
 }
 
 /// Where a value lies in a blob, and what the tree says that it is, are the same.
@@ -397,6 +431,7 @@ pub fn built(data: &[u8]) {
     let dtb = built.flat();
     let tree = Tree::parse(&dtb).unwrap_or_else(|error| panic!("{error}: {built:?}"));
     check_node(&tree, &built.root, "");
+    check_cpus(&tree, &built.root);
     let reservations: Vec<u64> = built.reservations.iter().map(|(start, _)| *start).collect();
     let found: Vec<u64> = tree
         .memory_reservations()
