@@ -361,6 +361,36 @@ const TEXTS: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cpu_list",
+        &["0-3,5\n", "0\n", "0-4095\n", "2,4-7,9-10,64-127"],
+    ),
+    (
+        "proc",
+        &[
+            "\u{0}312 (kleap) T 1 312 312 0 -1 4194560 0 0\n",
+            "\u{7}9 (a) b)) S 1\n",
+            "\u{1}           CPU0       CPU1\n 11:       1234       1201     GICv3  27 Level     arch_timer\nIPI0:  1 2  Rescheduling interrupts\n",
+            "\u{1} 11:  1  GICv2  27 Level  arch_timer\n",
+            "\u{2}Name:\tkleap\nNoNewPrivs:\t0\nSeccomp:\t2\nSeccomp_filters:\t1\n",
+            "\u{3}         0          0 4294967295\n",
+            "\u{4}2048kB\n",
+            "\u{5}node17",
+            "\u{6}6.1.0-31-arm64",
+            "\u{6}io_uring",
+        ],
+    ),
+    (
+        "command_line",
+        &[
+            "BOOT_IMAGE=/boot/vmlinuz-6.12 root=UUID=8d4b ro quiet  console=ttyAMA0\n",
+            "a BOOT_IMAGE=(hd0,gpt2)/vmlinuz",
+        ],
+    ),
+    (
+        "holder_answer",
+        &["ready io_uring", "ready pipe", "error no memory\nfor it"],
+    ),
+    (
         "hold_argument",
         &[
             "2097152:40:0-3,7-40:/dev/kleap/pages-2048/payload-1",

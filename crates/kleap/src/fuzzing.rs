@@ -159,7 +159,25 @@ pub fn hold_word(
 /// # Panics
 /// If there is a time in it that is none.
 pub fn report(timeline: &kleap_relocator::timeline::Timeline, init_started: u64) {
+    // What `check` says of it.
+    let _ = crate::report::seconds(
+        timeline.exec_requested,
+        timeline.kernel_entered,
+        timeline.frequency_hz,
+    );
     let (text, json) = crate::report::both(timeline, Some(init_started));
     assert!(!text.contains("NaN") && !text.contains("inf "), "{text}");
     assert!(json.starts_with('{'), "{json}");
+}
+
+/// A command line without what the boot loader added for itself.
+#[must_use]
+pub fn without_boot_image(command_line: &str) -> String {
+    crate::load::without_boot_image(command_line)
+}
+
+/// Text, safe to show on a terminal.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    crate::output::printable(text)
 }

@@ -230,7 +230,7 @@ fn check_page_size(kernel: &KernelFile, path: &Path) -> Result<(), Failure> {
 }
 
 /// The command line without what the boot loader added for itself.
-fn without_boot_image(command_line: &str) -> String {
+pub(crate) fn without_boot_image(command_line: &str) -> String {
     let words: Vec<&str> = command_line
         .split(' ')
         .filter(|word| !word.is_empty() && !word.starts_with("BOOT_IMAGE="))

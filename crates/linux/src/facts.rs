@@ -27,8 +27,13 @@ pub fn has_capability(capability: u32) -> bool {
 /// Whether this process is in another user namespace than the initial one, whose map is the identity.
 #[must_use]
 pub fn is_in_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| !map.split_whitespace().eq(["0", "0", "4294967295"]))
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_all_users(&map))
+}
+
+/// Whether a map of users, as in `/proc/self/uid_map`, is the identity.
+#[must_use]
+pub fn maps_all_users(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Whether this process sees other mounts than PID 1 does; `None` if that cannot be known.
@@ -178,27 +183,38 @@ pub enum InterruptController {
 /// The controller that the interrupts in `/proc/interrupts` come by; `None` if that cannot be read.
 #[must_use]
 pub fn interrupt_controller() -> Option<InterruptController> {
-    let text = std::fs::read_to_string("/proc/interrupts").ok()?;
+    Some(interrupt_controller_in(
+        &std::fs::read_to_string("/proc/interrupts").ok()?,
+    ))
+}
+
+/// The same from the text of `/proc/interrupts`.
+#[must_use]
+pub fn interrupt_controller_in(text: &str) -> InterruptController {
     let names = |wanted: &str| text.split_whitespace().any(|word| word.starts_with(wanted));
-    Some(if names("GICv3") {
+    if names("GICv3") {
         InterruptController::GicV3
     } else if names("GICv2") || names("GIC-") {
         InterruptController::GicV2
     } else {
         InterruptController::Other
-    })
+    }
 }
 
 /// Whether a seccomp filter is in force for this process (`Seccomp: 2` of `/proc/self/status`): then an answer
 /// to a system call may be the filter's and not the kernel's.
 #[must_use]
 pub fn has_seccomp_filter() -> bool {
-    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix("Seccomp:"))
-            .is_some_and(|mode| mode.trim() == "2")
-    })
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| has_seccomp_filter_in(&status))
+}
+
+/// The same from the text of `/proc/self/status`.
+#[must_use]
+pub fn has_seccomp_filter_in(status: &str) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Seccomp:"))
+        .is_some_and(|mode| mode.trim() == "2")
 }
 
 /// Whether this process may write a file or into a directory, by access(2): nothing is opened.
@@ -548,6 +564,12 @@ pub struct LockHolder {
 impl LockHolder {
     fn look(process: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        Self::from_stat(process, &stat)
+    }
+
+    /// From the text of the process' `stat`; `None` if it is none.
+    #[must_use]
+    pub fn from_stat(process: u32, stat: &str) -> Option<Self> {
         // `number (name) state ...`; the name may have anything in it.
         let (before, after) = stat.rsplit_once(')')?;
         Some(Self {
@@ -566,8 +588,10 @@ impl std::fmt::Display for LockHolder {
 }
 
 /// The process that has the flock(2) on a file, as `/proc/locks` has it:
-/// `1: FLOCK  ADVISORY  WRITE 312 00:15:1234 0 EOF`. Lines with `->` wait for it.
-fn locker(locks: &str, device: u64, inode: u64) -> Option<u32> {
+/// `1: FLOCK  ADVISORY  WRITE 312 00:15:1234 0 EOF`. Lines with `->` wait for it. `device` and `inode` are as
+/// stat(2) has them.
+#[must_use]
+pub fn locker(locks: &str, device: u64, inode: u64) -> Option<u32> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let file = format!("{major:02x}:{minor:02x}:{inode}");
     locks.lines().find_map(|line| {

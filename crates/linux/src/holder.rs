@@ -116,14 +116,7 @@ impl Holder {
     /// # Errors
     /// [`Error::Holder`] with the holder's own reason, or if it says nothing in time.
     pub fn wait_ready(&mut self, deadline_ms: u64) -> Result<Method, Error> {
-        let line = read_line(self.from.as_fd(), deadline_ms)?;
-        if let Some(method) = line.strip_prefix(READY).and_then(Method::from_name) {
-            return Ok(method);
-        }
-        Err(Error::Holder(match line.strip_prefix(FAILED) {
-            Some(reason) => reason.to_owned(),
-            None => format!("it said {line:?}"),
-        }))
+        ready(&read_line(self.from.as_fd(), deadline_ms)?)
     }
 
     /// Lets the holder live on its own: it stays when this process has ended, until the payload is removed.
@@ -291,12 +284,32 @@ fn read_line(from: BorrowedFd<'_>, deadline_ms: u64) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
+/// What the holder's first line says: how the pages are pinned.
+///
+/// # Errors
+/// [`Error::Holder`] with the holder's reason why they are not, or with what else it said.
+pub fn ready(line: &str) -> Result<Method, Error> {
+    if let Some(method) = line.strip_prefix(READY).and_then(Method::from_name) {
+        return Ok(method);
+    }
+    Err(Error::Holder(match line.strip_prefix(FAILED) {
+        Some(reason) => reason.to_owned(),
+        None => format!("it said {line:?}"),
+    }))
+}
+
+/// The line that says why the pages are not pinned, without its end; not longer than a line may be.
+#[must_use]
+pub fn failed(error: &dyn std::fmt::Display) -> String {
+    format!("{FAILED}{}", on_one_line(&error.to_string()))
+}
+
 /// In the holder: tells `load` why it cannot hold. For what fails before [`serve`].
 ///
 /// # Errors
 /// If nobody listens.
 pub fn answer_error(error: &dyn std::fmt::Display) -> Result<(), Error> {
-    answer(&format!("{FAILED}{}", on_one_line(&error.to_string())))
+    answer(&failed(error))
 }
 
 fn on_one_line(text: &str) -> String {

@@ -177,10 +177,7 @@ impl Pool {
     #[must_use]
     pub fn demotes_to(&self, size_bytes: u64, node: Option<u32>) -> bool {
         let said = std::fs::read_to_string(self.directory.join("demote_size"));
-        let size = said.ok().and_then(|text| {
-            let kib = text.trim().strip_suffix("kB")?.parse::<u64>().ok()?;
-            kib.checked_mul(1024)
-        });
+        let size = said.ok().and_then(|text| demote_size_in(&text));
         size == Some(size_bytes) && self.demote_path(node).exists()
     }
 
@@ -239,6 +236,13 @@ fn read_count(path: &Path) -> Result<u64, Error> {
     let text =
         std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
     count_in(path, &text)
+}
+
+/// The size in the text of a pool's `demote_size`, bytes.
+#[must_use]
+pub fn demote_size_in(text: &str) -> Option<u64> {
+    let kib = text.trim().strip_suffix("kB")?.parse::<u64>().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// A count in the text of the file at `path`.

@@ -36,10 +36,14 @@ fn node_in(directory: &Path) -> Option<u32> {
     std::fs::read_dir(directory)
         .ok()?
         .filter_map(Result::ok)
-        .find_map(|entry| {
-            let node = entry.file_name().to_str()?.strip_prefix("node")?.parse();
-            node.ok().filter(|node| *node < NODES_MAX)
-        })
+        .find_map(|entry| node_in_name(entry.file_name().to_str()?))
+}
+
+/// The node that a link in sysfs stands for: `node3` is 3.
+#[must_use]
+pub fn node_in_name(name: &str) -> Option<u32> {
+    let node = name.strip_prefix("node")?.parse().ok()?;
+    (node < NODES_MAX).then_some(node)
 }
 
 /// A thread's memory policy.

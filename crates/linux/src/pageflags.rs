@@ -49,7 +49,7 @@ pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
 /// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN).
 pub fn huge_pages(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysAddr>, Error> {
     let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
-    heads(
+    huge_pages_in(
         ranges,
         size_bytes,
         crate::facts::page_size_bytes(),
@@ -60,7 +60,12 @@ pub fn huge_pages(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysA
     )
 }
 
-fn heads(
+/// The same of words that `read` fills in from an offset of kpageflags, bytes; `page_size_bytes` is the
+/// kernel's page size.
+///
+/// # Errors
+/// Whatever `read` answers.
+pub fn huge_pages_in(
     ranges: &PhysRanges,
     size_bytes: u64,
     page_size_bytes: u64,
@@ -196,7 +201,7 @@ mod tests {
             ]
             .into_iter()
             .collect();
-            let found = heads(&ranges, 2 * megabyte, page_size_bytes, read).unwrap();
+            let found = huge_pages_in(&ranges, 2 * megabyte, page_size_bytes, read).unwrap();
             // Page 7 is in neither range as a whole.
             let expected: Vec<u64> = [1, 3, 9, 11, 13, 15]
                 .map(|page| page * 2 * megabyte)
@@ -210,7 +215,7 @@ mod tests {
     fn what_cannot_be_read_is_an_error() {
         let ranges = PhysRanges::from(range(0, 4 << 20));
         let fails_too = |_: &mut [u8; 8], _| Err(Error::content(PATH, "ends"));
-        assert!(heads(&ranges, 2 << 20, 4096, fails_too).is_err());
+        assert!(huge_pages_in(&ranges, 2 << 20, 4096, fails_too).is_err());
         let fails = |_: &mut [u8], _| Err(Error::content(PATH, "ends"));
         assert!(any_hwpoisoned(range(0, 1), 4096, fails).is_err());
         assert!(any_hwpoisoned(range(0, RANGE_MAX_BYTES + 1), 4096, |_, _| Ok(())).is_err());

@@ -60,7 +60,8 @@ impl Method {
     /// Kernels from 5.11 to 6.6 warn (`follow_hugetlb_page`; seen on 6.1, not on 5.10, 6.12 and 7.3) when huge
     /// pages that lie in CMA or in movable memory are pinned for long, and with `panic_on_warn` they end.
     /// References block migration as well, so there they come first.
-    fn in_order(release: &str) -> [Self; 2] {
+    #[must_use]
+    pub fn in_order(release: &str) -> [Self; 2] {
         const WARNING: std::ops::Range<(u32, u32)> = (5, 11)..(6, 7);
         let mut numbers = release.split(|c: char| !c.is_ascii_digit());
         let mut number = || numbers.next().and_then(|digits| digits.parse().ok());

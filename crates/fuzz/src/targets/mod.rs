@@ -5,6 +5,7 @@ pub mod device_tree;
 pub mod hand_off;
 pub mod image;
 pub mod iomem;
+pub mod machine;
 pub mod notes;
 pub mod relocate;
 pub mod texts;
