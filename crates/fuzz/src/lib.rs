@@ -216,6 +216,20 @@ pub const TARGETS: &[Target] = &[
         is_drawn: false,
         run: targets::notes::hold_argument,
     },
+    Target {
+        name: "failure_record",
+        covers: "what a failed hand-over has left in pstore",
+        max_len_bytes: 512,
+        is_drawn: false,
+        run: targets::voice::failure_record,
+    },
+    Target {
+        name: "console",
+        covers: "`/proc/consoles`, and UARTs as `--serial` and the command line name them",
+        max_len_bytes: 256,
+        is_drawn: false,
+        run: targets::voice::console,
+    },
 ];
 
 /// The target of this name.

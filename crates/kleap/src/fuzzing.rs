@@ -154,6 +154,22 @@ pub fn hold_word(
     hold::word(path, page_size_bytes, pages, runs)
 }
 
+/// A UART as `--serial` and `earlycon=` spell it, and how it is said again.
+#[must_use]
+pub fn serial(text: &str) -> Option<(kleap_relocator::abi::Uart, String)> {
+    let spec: crate::serial::SerialSpec = text.parse().ok()?;
+    Some((spec.uart(), spec.to_string()))
+}
+
+/// The UARTs that a command line names by address.
+#[must_use]
+pub fn serial_in_command_line(text: &str) -> Vec<(kleap_relocator::abi::Uart, String)> {
+    crate::serial::in_command_line(text)
+        .into_iter()
+        .map(|spec| (spec.uart(), spec.to_string()))
+        .collect()
+}
+
 /// The report of a record, as text and as JSON.
 ///
 /// # Panics

@@ -61,7 +61,8 @@ pub fn serial() -> Vec<SerialConsole> {
 
 /// The names of consoles that are enabled and no boot consoles, the preferred one first. Lines are
 /// `ttyS0 -W- (EC p a) 4:64` (fs/proc/consoles.c).
-fn names(text: &str) -> Vec<&str> {
+#[must_use]
+pub fn names(text: &str) -> Vec<&str> {
     let mut preferred = Vec::new();
     let mut others = Vec::new();
     for line in text.lines() {

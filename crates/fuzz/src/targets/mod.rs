@@ -9,6 +9,7 @@ pub mod machine;
 pub mod notes;
 pub mod relocate;
 pub mod texts;
+pub mod voice;
 pub mod words;
 
 use arbitrary::Unstructured;
