@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| kleap_fuzz::targets::voice::console(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| kleap_fuzz::targets::last_words::console(data));

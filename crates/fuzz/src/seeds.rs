@@ -342,26 +342,6 @@ fn core_file() -> Vec<u8> {
 /// Small texts, each for one target; those of `sysfs` begin with the number of their kind.
 const TEXTS: &[(&str, &[&str])] = &[
     (
-        "failure_record",
-        &[
-            "Panic#1 Part1\n<6>[   12.0] x\nkleap: hand-over stopped: digest mismatch in Image at 0x48000000\n\
-             kleap-failure: version=1 phase=verify class=digest piece=image address=0x48000000 expected=0x00000001 \
-             found=0x00000002\n",
-            "kleap: hand-over stopped: exception before the MMU was on\nkleap-failure: version=1 phase=entry \
-             class=exception\n\0\0",
-        ],
-    ),
-    (
-        "console",
-        &[
-            "\0ttyAMA0              -W- (EC p a)  204:64\ntty0                 -WU (E  p  )    4:1\n\
-             ttyS2                -W- (EB p  )    4:66\n",
-            "\u{1}uart8250,mmio32,0xfe660000,1500000n8",
-            "\u{1}pl011,0x9000000",
-            "\u{2}root=/dev/vda1 earlycon=pl011,mmio32,0x9000000 console=uart8250,mmio,0x3f8,115200 quiet",
-        ],
-    ),
-    (
         "kernel_log",
         &[
             "6,812,1234567,-,caller=T1;Run /init as init process\n SUBSYSTEM=x\n",
@@ -409,6 +389,33 @@ const TEXTS: &[(&str, &[&str])] = &[
     (
         "holder_answer",
         &["ready io_uring", "ready pipe", "error no memory\nfor it"],
+    ),
+    (
+        "consoles",
+        &[
+            "\0ttyAMA0              -W- (EC p a)  204:64\ntty0   -WU (E  p  )    4:1\npl11   -W- (EB p  )\n",
+            "\u{1}iomem_base=0x9000000\ntype=32\nio_type=2\n",
+            "\u{1}iomem_base=0xFE215040\ntype=8\nio_type=3\niomem_reg_shift=2\n",
+        ],
+    ),
+    (
+        "serial",
+        &[
+            "pl011,0x9000000",
+            "uart8250,mmio32,0xfe660000,115200n8 earlycon=pl011,mmio,150994944",
+            "ro earlycon=\"uart8250,0x3f8\" console=uart,mmio,0x10 console=ttyS0,115200",
+        ],
+    ),
+    (
+        "record",
+        &[
+            "Panic#1 Part1\n<6>[   12.0] x\nkleap: hand-over stopped: digest mismatch in Image at 0x48000000\n\
+             kleap-failure: version=1 phase=verify class=digest piece=image address=0x48000000 expected=0x00000001 \
+             found=0x00000002\n",
+            "kleap: hand-over stopped: exception before the MMU was on\nkleap-failure: version=1 phase=entry \
+             class=exception\n\0\0",
+            "kleap: hand-over stopped: bug in the relocator, line 7\nkleap-failure: version=1 phase=move class=bug line=7\n",
+        ],
     ),
     (
         "hold_argument",

@@ -4,9 +4,11 @@
 
 use crate::hold;
 use crate::payload::{self, Loaded};
+use crate::serial::SerialSpec;
 use crate::store::{self, Ledger};
 use kleap_memmap::PhysRanges;
 use kleap_plan::{LayoutError, Owned};
+use kleap_relocator::abi::Uart;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -154,22 +156,6 @@ pub fn hold_word(
     hold::word(path, page_size_bytes, pages, runs)
 }
 
-/// A UART as `--serial` and `earlycon=` spell it, and how it is said again.
-#[must_use]
-pub fn serial(text: &str) -> Option<(kleap_relocator::abi::Uart, String)> {
-    let spec: crate::serial::SerialSpec = text.parse().ok()?;
-    Some((spec.uart(), spec.to_string()))
-}
-
-/// The UARTs that a command line names by address.
-#[must_use]
-pub fn serial_in_command_line(text: &str) -> Vec<(kleap_relocator::abi::Uart, String)> {
-    crate::serial::in_command_line(text)
-        .into_iter()
-        .map(|spec| (spec.uart(), spec.to_string()))
-        .collect()
-}
-
 /// The report of a record, as text and as JSON.
 ///
 /// # Panics
@@ -196,4 +182,40 @@ pub fn without_boot_image(command_line: &str) -> String {
 #[must_use]
 pub fn printable(text: &str) -> String {
     crate::output::printable(text)
+}
+
+/// What `report` says of the record of a failure.
+#[must_use]
+pub fn last_failure(record: &kleap_relocator::record::Record<'_>) -> String {
+    crate::last_words::said_of(record)
+}
+
+/// The zone of a ramoops of these numbers, bytes, that a record goes into: address and size.
+#[must_use]
+pub fn last_dump_zone(
+    start: u64,
+    size_bytes: u64,
+    record_size_bytes: u64,
+    other_bytes: u64,
+) -> Option<(u64, u64)> {
+    crate::last_words::last_dump_zone(start, size_bytes, record_size_bytes, other_bytes)
+}
+
+/// A UART as the user names it: how it is said again, and what it is.
+///
+/// # Errors
+/// Why it is none.
+pub fn serial(word: &str) -> Result<(String, Uart), String> {
+    word.parse::<SerialSpec>()
+        .map(|spec| (spec.to_string(), spec.uart()))
+        .map_err(|error| error.to_string())
+}
+
+/// Those that a kernel's command line names.
+#[must_use]
+pub fn serials_in_command_line(command_line: &str) -> Vec<(String, Uart)> {
+    crate::serial::in_command_line(command_line)
+        .into_iter()
+        .map(|spec| (spec.to_string(), spec.uart()))
+        .collect()
 }

@@ -167,6 +167,30 @@ impl LastFailure {
     }
 }
 
+/// The last zone for dumps of such a ramoops, sizes in bytes: address and size. For the fuzzer.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn last_dump_zone(
+    start: u64,
+    size_bytes: u64,
+    record_size_bytes: u64,
+    other_bytes: u64,
+) -> Option<(u64, u64)> {
+    let ramoops = Ramoops {
+        start,
+        size_bytes,
+        record_size_bytes,
+        other_bytes,
+    };
+    let zone = ramoops.last_dump_zone()?;
+    Some((zone.start, zone.size_bytes))
+}
+
+/// What is said of a record. For the fuzzer.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn said_of(record: &Record<'_>) -> String {
+    LastFailure::new(*record, PathBuf::from("/sys/fs/pstore/dmesg-ramoops-0")).text(true)
+}
+
 /// How a record could be seen, where it cannot.
 pub(crate) fn hint() -> Option<&'static str> {
     let is_empty = std::fs::read_dir(PSTORE).is_ok_and(|mut entries| entries.next().is_none());

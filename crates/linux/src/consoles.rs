@@ -55,7 +55,7 @@ pub fn serial() -> Vec<SerialConsole> {
     let text = facts::read_limited(Path::new(CONSOLES), CONSOLES_MAX_BYTES).unwrap_or_default();
     names(&String::from_utf8_lossy(&text))
         .into_iter()
-        .filter_map(|name| describe(Path::new(DIRECTORY), name))
+        .filter_map(|name| in_directory(Path::new(DIRECTORY), name))
         .collect()
 }
 
@@ -88,15 +88,21 @@ pub fn names(text: &str) -> Vec<&str> {
     preferred
 }
 
-fn describe(directory: &Path, name: &str) -> Option<SerialConsole> {
-    let text = |attribute| {
+fn in_directory(directory: &Path, name: &str) -> Option<SerialConsole> {
+    describe(name, |attribute| {
         let path = directory.join(name).join(attribute);
         let text = facts::read_limited(&path, ATTRIBUTE_MAX_BYTES).ok()?;
-        Some(String::from_utf8(text).ok()?.trim().to_owned())
-    };
-    let decimal = |attribute| text(attribute)?.parse::<u64>().ok();
+        String::from_utf8(text).ok()
+    })
+}
+
+/// The console called `name`, of which `read` has the texts of the attributes; `None` if it is no UART that can
+/// be written to.
+pub fn describe(name: &str, mut read: impl FnMut(&str) -> Option<String>) -> Option<SerialConsole> {
+    let mut text = |attribute: &str| Some(read(attribute)?.trim().to_owned());
     let base = text("iomem_base")?;
     let base = u64::from_str_radix(base.strip_prefix("0x")?, 16).ok()?;
+    let mut decimal = |attribute: &str| text(attribute)?.parse::<u64>().ok();
     let (kind, io) = (decimal("type")?, decimal("io_type")?);
     let width_bytes = match io {
         UPIO_MEM => 1,
@@ -202,12 +208,12 @@ mod tests {
         }
         let found: Vec<_> = kinds
             .iter()
-            .map(|(name, ..)| describe(&root, name).map(|console| console.kind))
+            .map(|(name, ..)| in_directory(&root, name).map(|console| console.kind))
             .collect();
-        let far = describe(&root, "ttyS0").unwrap().base;
+        let far = in_directory(&root, "ttyS0").unwrap().base;
         fs::remove_dir_all(&root).unwrap();
         assert_eq!(found, kinds.map(|(.., wanted)| wanted));
         assert_eq!(far, 0xff_fe66_0000);
-        assert_eq!(describe(&root, "tty0"), None);
+        assert_eq!(in_directory(&root, "tty0"), None);
     }
 }

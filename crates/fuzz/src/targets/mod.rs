@@ -5,11 +5,11 @@ pub mod device_tree;
 pub mod hand_off;
 pub mod image;
 pub mod iomem;
+pub mod last_words;
 pub mod machine;
 pub mod notes;
 pub mod relocate;
 pub mod texts;
-pub mod voice;
 pub mod words;
 
 use arbitrary::Unstructured;
