@@ -399,7 +399,7 @@ mod tests {
         assert!(!trial(End::Silent, true).is_failure());
         assert!(trial(End::Hang(String::new()), true).is_failure());
         let mut known = trial(End::Hang(String::new()), false);
-        known.kind = Kind::UartFull;
+        known.kind = Kind::Code;
         assert!(!known.is_failure());
         known.end = End::Damaged(String::new());
         assert!(known.is_failure());
