@@ -38,7 +38,8 @@ pub fn parse(record: &[u8]) -> Option<Record> {
     let time_us = prefix.split(',').nth(2)?.parse().ok()?;
     Some(Record {
         time_us,
-        text: rest.lines().next().unwrap_or("").to_owned(),
+        // Not `lines`: what that makes of a carriage return depends on what follows.
+        text: rest.split('\n').next().unwrap_or("").to_owned(),
     })
 }
 
@@ -142,6 +143,13 @@ mod tests {
         ));
         // Found by fuzzing.
         assert!(!is_init_line("Run as init process"));
+        for record in [
+            &b"6,1,2,-;x\r"[..],
+            b"6,1,2,-;x\r\n",
+            b"6,1,2,-;x\r\n A=b\n",
+        ] {
+            assert_eq!(parse(record).unwrap().text, "x\r");
+        }
         for broken in [&b""[..], b"6,1,2,-", b"6,1;x", b"6,1,x,-;y", b"\xff\xfe;"] {
             assert_eq!(parse(broken), None, "{broken:?}");
         }
