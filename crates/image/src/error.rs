@@ -1,6 +1,6 @@
 //! Why a file was refused.
 
-use crate::FileKind;
+use crate::{Compression, Container, FileKind, Layer};
 
 /// Why a file is not a kernel that can be started. Every variant carries what was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,13 +18,12 @@ pub enum Error {
         limit_bytes: usize,
     },
     /// The file is something else.
-    #[error("not an arm64 Image: {}the file is {kind}",
-            if *.inside_gzip { "after decompression with gzip, " } else { "" })]
+    #[error("not an arm64 Image: {}the file is {kind}", inside(.layers))]
     NotAnImage {
         /// What it is instead.
         kind: FileKind,
-        /// Whether `kind` is about what came out of gzip.
-        inside_gzip: bool,
+        /// What was taken off before that was seen, outermost first.
+        layers: Vec<Layer>,
     },
     /// The first two words are not the ones that an arm64 kernel begins with.
     #[error(
@@ -179,37 +178,82 @@ pub enum Error {
         /// The flags.
         flags: u64,
     },
-    /// The gzip stream ends early.
-    #[error(
-        "the gzip stream ends in the middle: the file is truncated, install it again \
-             (was the disk full?)"
-    )]
-    GzipTruncated,
-    /// The gzip stream is damaged.
-    #[error("the gzip stream is damaged ({reason}): install the file again")]
-    GzipDamaged {
-        /// From the decompressor.
-        reason: String,
+    /// A compressed stream cannot be used.
+    #[error("{}", .error.sentence(*.compression))]
+    Stream {
+        /// The format.
+        compression: Compression,
+        /// What is wrong.
+        error: StreamError,
     },
-    /// Bytes follow the end of the gzip stream.
+    /// More comes out of a compressed kernel than its header, or the limit, allows.
     #[error(
-        "{trailing_bytes} bytes follow the end of the gzip stream; a compressed kernel is one \
-             stream and nothing else: make it again with gzip"
-    )]
-    GzipTrailing {
-        /// How many.
-        trailing_bytes: usize,
-    },
-    /// More comes out of gzip than its header, or the limit, allows.
-    #[error(
-        "more than {limit_bytes:#x} bytes come out of the gzip stream, with an image_size of \
+        "more than {limit_bytes:#x} bytes come out of the {compression} stream, with an image_size of \
              {image_size_bytes:#x} in the header: the file is damaged or hostile"
     )]
     DecompressedTooLarge {
+        /// The format.
+        compression: Compression,
         /// The lower of `image_size` and [`MAX_DECOMPRESSED_BYTES`](crate::MAX_DECOMPRESSED_BYTES).
         limit_bytes: usize,
         /// The header's field, bytes.
         image_size_bytes: u64,
+    },
+    /// A container says that the kernel in it is compressed in another way than it is.
+    #[error(
+        "the {container} says that its kernel is compressed with {said}, but it is {found}: \
+             the file is damaged, install it again"
+    )]
+    OtherCompression {
+        /// The container.
+        container: Container,
+        /// What it says.
+        said: Compression,
+        /// What the kernel begins like.
+        found: FileKind,
+    },
+    /// A container is malformed, or holds something else than a kernel for this machine.
+    #[error("{container}: {what}")]
+    Container {
+        /// The container.
+        container: Container,
+        /// What is wrong, with the values, and what can be done.
+        what: String,
+    },
+    /// A configuration was asked for, of a file that has none.
+    #[error(
+        "a configuration ({name}) was asked for, but the file is no FIT: leave out --fit-config"
+    )]
+    NoConfigurations {
+        /// What was asked for.
+        name: String,
+    },
+    /// An initramfs has something in it that is none.
+    #[error(
+        "at offset {offset_bytes:#x} the initrd has neither a cpio archive nor a compressed one: \
+             load it as it is, without --decompress-initrd"
+    )]
+    NotAnInitramfs {
+        /// Where, bytes from the beginning of the file.
+        offset_bytes: usize,
+    },
+    /// More comes out of an initramfs than is allowed.
+    #[error(
+        "more than {limit_bytes:#x} bytes come out of the initrd: it is damaged or hostile, or there is not \
+             enough memory for it; load it as it is, without --decompress-initrd"
+    )]
+    InitramfsTooLarge {
+        /// The limit, bytes.
+        limit_bytes: usize,
+    },
+    /// A cpio archive in an initramfs ends early.
+    #[error(
+        "the cpio archive at offset {offset_bytes:#x} of the initrd ends in the middle: the file is \
+             truncated, make it again (was the disk full?)"
+    )]
+    ArchiveTruncated {
+        /// Where the archive begins, bytes from the beginning of the file.
+        offset_bytes: usize,
     },
     /// There is no memory to decompress into.
     #[error(
@@ -220,4 +264,67 @@ pub enum Error {
         /// How much was asked for, bytes.
         wanted_bytes: usize,
     },
+}
+
+/// What is wrong with a compressed stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// It ends early.
+    Truncated,
+    /// It is damaged; the reason is the decompressor's.
+    Damaged(String),
+    /// Bytes follow its end.
+    Trailing {
+        /// How many.
+        trailing_bytes: usize,
+    },
+    /// More comes out of it than is allowed.
+    TooLarge {
+        /// The limit.
+        limit_bytes: usize,
+    },
+}
+
+impl StreamError {
+    fn sentence(&self, compression: Compression) -> String {
+        match self {
+            Self::Truncated => format!(
+                "the {compression} stream ends in the middle: the file is truncated, install it again \
+                 (was the disk full?)"
+            ),
+            Self::Damaged(reason) => {
+                format!("the {compression} stream is damaged ({reason}): install the file again")
+            }
+            Self::Trailing { trailing_bytes } => format!(
+                "{trailing_bytes} bytes follow the end of the {compression} stream; a compressed kernel is \
+                 one stream and nothing else: make it again with {compression}"
+            ),
+            Self::TooLarge { limit_bytes } => format!(
+                "more than {limit_bytes:#x} bytes come out of the {compression} stream: the file is damaged \
+                 or hostile"
+            ),
+        }
+    }
+}
+
+/// Says where in a file something was found: `inside UKI and EFI zboot, after decompression with gzip, `.
+fn inside(layers: &[Layer]) -> String {
+    let containers: Vec<&str> = layers
+        .iter()
+        .filter_map(|layer| match layer {
+            Layer::Container(container) => Some(container.name()),
+            Layer::Compressed(_) => None,
+        })
+        .collect();
+    let mut text = String::new();
+    if !containers.is_empty() {
+        text = format!("inside {}, ", containers.join(" and "));
+    }
+    for layer in layers {
+        if let Layer::Compressed(compression) = layer {
+            text.push_str(&format!("after decompression with {compression}, "));
+        }
+    }
+    text
 }

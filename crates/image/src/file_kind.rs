@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::read::u32_at;
+use crate::{Compression, fdt, fit, uimage, zboot};
 
 /// What a file that is not an arm64 `Image` looks like, from its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,26 +25,16 @@ pub enum FileKind {
     Zboot,
     /// A U-Boot legacy image: 0x27051956, big-endian.
     Uimage,
-    /// A flattened device tree: a FIT image or a machine's own tree.
+    /// A flattened device tree: a machine's own.
     DeviceTree,
+    /// A FIT image, which is a flattened device tree, too.
+    Fit,
     /// Another PE program: a unified kernel image, a boot loader.
     Pe,
     /// An initramfs: a cpio archive.
     Cpio,
-    /// gzip inside gzip.
-    Gzip,
-    /// Compressed with xz.
-    Xz,
-    /// Compressed with zstd.
-    Zstd,
-    /// Compressed with lz4, in its frame format or the older one that the kernel's build uses.
-    Lz4,
-    /// Compressed with bzip2.
-    Bzip2,
-    /// Compressed with lzma.
-    Lzma,
-    /// Compressed with lzop.
-    Lzo,
+    /// Compressed; also what was compressed twice.
+    Compressed(Compression),
     /// Nothing but readable text.
     Text,
     /// Nothing but zeros in its first bytes: a hole left by a crash or an interrupted download.
@@ -68,24 +59,16 @@ impl FileKind {
             Self::Empty
         } else if starts(b"\x7fELF") {
             Self::Elf
-        } else if starts(&[0x1f, 0x8b]) {
-            Self::Gzip
-        } else if starts(b"\xfd7zXZ\0") {
-            Self::Xz
-        } else if starts(&[0x28, 0xb5, 0x2f, 0xfd]) {
-            Self::Zstd
-        } else if starts(&[0x02, 0x21, 0x4c, 0x18]) || starts(&[0x04, 0x22, 0x4d, 0x18]) {
-            Self::Lz4
-        } else if starts(b"BZh") {
-            Self::Bzip2
-        } else if starts(b"\x89LZO\0") {
-            Self::Lzo
-        } else if starts(&[0x5d, 0, 0]) {
-            Self::Lzma
-        } else if starts(&[0x27, 0x05, 0x19, 0x56]) {
+        } else if let Some(compression) = Compression::of(file) {
+            Self::Compressed(compression)
+        } else if starts(&uimage::MAGIC) {
             Self::Uimage
-        } else if starts(&[0xd0, 0x0d, 0xfe, 0xed]) {
-            Self::DeviceTree
+        } else if starts(&fdt::MAGIC.to_be_bytes()) {
+            if fit::is_fit(file) {
+                Self::Fit
+            } else {
+                Self::DeviceTree
+            }
         } else if starts(b"07070") {
             Self::Cpio
         } else if at(0x202, b"HdrS") {
@@ -94,7 +77,7 @@ impl FileKind {
             Self::Arm32Zimage
         } else if at(56, b"RSC\x05") {
             Self::RiscV
-        } else if starts(b"MZ") && at(4, b"zimg") {
+        } else if zboot::is_zboot(file) {
             Self::Zboot
         } else if starts(b"MZ") {
             Self::Pe
@@ -122,35 +105,19 @@ impl FileKind {
             Self::X86 | Self::Arm32Zimage | Self::RiscV => {
                 "install a kernel package for arm64 (Debian: linux-image-arm64)"
             }
-            Self::Elf => {
-                "use arch/arm64/boot/Image of the same build, \
-                 or make it: objcopy -O binary -R .note -R .note.gnu.build-id -R .comment -S FILE Image"
+            Self::Elf | Self::Zboot | Self::Uimage | Self::Fit => {
+                "formats may contain each other in one order only: a UKI, FIT or uImage, in it EFI zboot, in it \
+                 something compressed, in it an Image or vmlinux; take it apart by hand"
             }
-            Self::Zboot => {
-                "this version does not unpack it; use the Image or Image.gz of the same build, \
-                 or build with CONFIG_EFI_ZBOOT off"
-            }
-            Self::Uimage => {
-                "take the kernel out of it first: dumpimage -T kernel -p 0 -o Image FILE"
-            }
-            Self::DeviceTree => {
-                "if it is a FIT image, take the kernel out of it first: \
-                 dumpimage -T flat_dt -p 0 -o Image FILE; a device tree goes to --dtb"
-            }
+            Self::DeviceTree => "a device tree goes to --dtb; give a kernel here",
             Self::Pe => {
-                "if it is a unified kernel image, take the kernel out of it first: \
-                 objcopy -O binary --only-section=.linux FILE Image"
+                "it has no section .linux, so it is no unified kernel image; give a kernel here"
             }
             Self::Cpio => "an initramfs goes to --initrd; give a kernel here",
-            Self::Gzip => "decompress it first: gzip -d < FILE > FILE.inner",
-            Self::Xz => "decompress it first: xz -d < FILE > Image",
-            Self::Zstd => "decompress it first: zstd -d < FILE > Image",
-            Self::Lz4 => "decompress it first: lz4 -d < FILE > Image",
-            Self::Bzip2 => "decompress it first: bzip2 -d < FILE > Image",
-            Self::Lzma => "decompress it first: xz --format=lzma -d < FILE > Image",
-            Self::Lzo => "decompress it first: lzop -d < FILE > Image",
+            Self::Compressed(_) => "compress a kernel once; decompress this file by hand",
             Self::Text | Self::Unknown => {
-                "give the kernel's Image or Image.gz (often /boot/vmlinuz-VERSION)"
+                "give a kernel: Image, compressed, EFI zboot, vmlinux, uImage, FIT or UKI (often \
+                 /boot/vmlinuz-VERSION)"
             }
         }
     }
@@ -168,16 +135,13 @@ impl fmt::Display for FileKind {
             Self::Elf => "an ELF file (vmlinux?)",
             Self::Zboot => "an EFI zboot kernel, compressed inside an EFI program",
             Self::Uimage => "a U-Boot legacy image (uImage)",
-            Self::DeviceTree => "a flattened device tree or FIT image",
-            Self::Pe => "a PE program without an arm64 kernel header (unified kernel image?)",
+            Self::DeviceTree => "a device tree",
+            Self::Fit => "a FIT image",
+            Self::Pe => "a PE program",
             Self::Cpio => "a cpio archive (initramfs?)",
-            Self::Gzip => "compressed twice with gzip",
-            Self::Xz => "compressed with xz",
-            Self::Zstd => "compressed with zstd",
-            Self::Lz4 => "compressed with lz4",
-            Self::Bzip2 => "compressed with bzip2",
-            Self::Lzma => "compressed with lzma",
-            Self::Lzo => "compressed with lzop",
+            Self::Compressed(compression) => {
+                return write!(f, "compressed with {compression}; {}", self.remedy());
+            }
             Self::Text => "a text file",
             Self::Zeros => "a file that begins with nothing but zeros",
             Self::Unknown => "of no format known here",

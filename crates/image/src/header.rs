@@ -150,7 +150,7 @@ impl Header {
         let Some(raw) = Raw::read(image) else {
             return Err(Error::NotAnImage {
                 kind: FileKind::of(image),
-                inside_gzip: false,
+                layers: Vec::new(),
             });
         };
         raw.check_fields(image)?;

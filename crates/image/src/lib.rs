@@ -5,19 +5,38 @@
 //! `Image` file (`Documentation/arch/arm64/booting.rst` in Linux), and a loader that looks at three of
 //! its fields, as most do, jumps into a half-written file without a word.
 //!
-//! [`Kernel::parse`] takes the bytes of a file, decompresses them if they are gzip, and checks
-//! **every** field of the header against the specification, against the file, and against the PE
-//! header that an EFI-capable kernel also carries. The PE header says how many bytes the file must
-//! have and repeats the size in memory, so that a truncated download and a damaged `image_size` are
-//! both found. A file that is no arm64 `Image` is named for what it is, with what to do about it.
+//! [`Kernel::parse`] checks **every** field of the header against the specification, against the file, and
+//! against the PE header that an EFI-capable kernel also carries. The PE header says how many bytes the
+//! file must have and repeats the size in memory, so that a truncated download and a damaged
+//! `image_size` are both found. A file that is no kernel for this machine is named for what it is, with what
+//! to do about it.
 //!
 //! The header was not left to the `object` crate: object reads PE files as they should be, here the
 //! question is in what way this one is wrong, and the few fields needed are read with checked reads.
 //!
+//! # Formats
+//!
+//! People rarely have a bare `Image`. What is around it is told by its content, never by a name, and taken off
+//! in a fixed order, each at most once: no file can make the loader unpack for ever.
+//!
+//! 1. A container: UKI, FIT or legacy uImage. It may bring an initrd, a command line and a device tree
+//!    ([`KernelFile`]).
+//! 2. EFI zboot.
+//! 3. One [`Compression`].
+//! 4. ELF (`vmlinux`).
+//!
+//! Parts that are in the file as they will be used are ranges of it: the caller can read them again where they
+//! are needed, instead of holding them while memory is looked for. Checksums that a format has are compared;
+//! signatures are not checked, and [`KernelFile::remarks`] says so.
+//!
+//! An initramfs can be decompressed beforehand ([`decompress_initramfs`]), so that the next kernel does not
+//! have to.
+//!
 //! # What is not found
 //!
-//! - The body is not verified: a flipped bit in the code of the kernel is not noticed (in a gzip file
-//!   it is, by its CRC).
+//! - The body of an `Image` is not verified: a flipped bit in its code is not noticed. It is in most containers
+//!   and compressed streams, by their checksums; not in a UKI, an ELF file, "lzma alone" and the older lz4 frame,
+//!   which have none.
 //! - A kernel built without `CONFIG_EFI` has no PE header: nothing in it says how long the file must
 //!   be, so a truncated one passes. Ship such kernels as gzip.
 //! - Parts of the header can be changed into another valid header: the page size (byte 24: used only to
@@ -26,20 +45,33 @@
 //!   5.10 to 7.3 the displacement of the entry branch (bytes 4 to 7), as long as it hits code.
 #![forbid(unsafe_code)]
 
-mod banner;
-mod error;
-mod file_kind;
-mod gzip;
-mod header;
-mod read;
+use std::ops::Range;
 
-pub use error::Error;
+mod banner;
+mod compression;
+mod elf;
+mod error;
+mod fdt;
+mod file;
+mod file_kind;
+mod fit;
+mod header;
+mod initramfs;
+mod read;
+mod uimage;
+mod uki;
+mod zboot;
+
+pub use compression::{Compression, MAX_WINDOW_BYTES};
+pub use error::{Error, StreamError};
+pub use file::{Container, KernelFile, Layer, Options, Part, Progress};
 pub use file_kind::FileKind;
 pub use header::{BASE_ALIGNMENT_BYTES, HEADER_BYTES, Header, PageSize, Placement, PlacementRule};
+pub use initramfs::{DecompressedInitramfs, Segment, decompress_initramfs};
 
-/// Largest file that is accepted, in bytes: 512 MiB. Debian's kernels have 27 to 52 MB; the room is for
-/// kernels with an initramfs built in.
-pub const MAX_FILE_BYTES: usize = 512 << 20;
+/// Largest file that is accepted, in bytes: 1 GiB. Debian's kernels have 27 to 52 MB; the room is for
+/// kernels with an initramfs built in or beside them, and for `vmlinux` with debug information.
+pub const MAX_FILE_BYTES: usize = 1 << 30;
 
 /// Largest `Image` that comes out of a compressed file, in bytes: 512 MiB. A file that claims more, or
 /// turns out to hold more, is refused; see [`Kernel::parse`] for the bound on memory.
@@ -56,38 +88,18 @@ pub const MAX_BANNER_BYTES: usize = 512;
 pub struct Kernel {
     image: Vec<u8>,
     header: Header,
-    is_gzip: bool,
+    layers: Vec<Layer>,
+    file_range: Option<Range<usize>>,
 }
 
 impl Kernel {
-    /// Takes the bytes of a kernel file: an arm64 `Image`, or one compressed with gzip.
-    ///
-    /// Memory is bounded: of a gzip file the first 64 bytes are decompressed alone, and only if they are
-    /// the header of an arm64 `Image` the rest, at most to the `image_size` that the header claims and
-    /// never beyond [`MAX_DECOMPRESSED_BYTES`]. A gzip file must be one member and nothing else: `gzip`
-    /// makes no other from one kernel, and bytes after the end are a sign of a damaged copy.
+    /// Takes the bytes of a kernel file in any of the formats, and nothing but the kernel in it: see
+    /// [`KernelFile::parse`].
     ///
     /// # Errors
-    /// [`Error`]: what the file is instead, or which field of the header is wrong.
+    /// [`Error`]: what the file is instead, or what is wrong with it.
     pub fn parse(file: Vec<u8>) -> Result<Self, Error> {
-        if file.len() > MAX_FILE_BYTES {
-            return Err(Error::FileTooLarge {
-                file_bytes: file.len(),
-                limit_bytes: MAX_FILE_BYTES,
-            });
-        }
-        let is_gzip = gzip::is_gzip(&file);
-        let image = if is_gzip {
-            gzip::decompress(&file, MAX_DECOMPRESSED_BYTES)?
-        } else {
-            file
-        };
-        let header = Header::check(&image)?;
-        Ok(Self {
-            image,
-            header,
-            is_gzip,
-        })
+        KernelFile::parse(file, Options::default()).map(|file| file.kernel)
     }
 
     /// The uncompressed `Image`, to be put at `base + text_offset`.
@@ -152,10 +164,22 @@ impl Kernel {
         banner::version(self.banner()?)
     }
 
-    /// Whether the file was compressed with gzip.
+    /// What was taken off to get at the `Image`, outermost first.
     #[must_use]
-    pub const fn is_gzip(&self) -> bool {
-        self.is_gzip
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Where in the file the `Image` is, byte for byte; `None` where it was decompressed or put together.
+    #[must_use]
+    pub fn file_range(&self) -> Option<Range<usize>> {
+        self.file_range.clone()
+    }
+
+    /// Whether the kernel was compressed with gzip.
+    #[must_use]
+    pub fn is_gzip(&self) -> bool {
+        self.layers.contains(&Layer::Compressed(Compression::Gzip))
     }
 }
 
@@ -165,7 +189,8 @@ impl std::fmt::Debug for Kernel {
         f.debug_struct("Kernel")
             .field("image_bytes", &self.image.len())
             .field("header", &self.header)
-            .field("is_gzip", &self.is_gzip)
+            .field("layers", &self.layers)
+            .field("file_range", &self.file_range)
             .finish()
     }
 }

@@ -13,14 +13,14 @@ mod common;
 use std::io::Write;
 
 use common::{NOP, without_efi};
-use flate2::{Compression, write::GzEncoder};
-use kleap_image::{Error, FileKind, Kernel};
+use flate2::write::GzEncoder;
+use kleap_image::{Compression, Error, FileKind, Kernel, Layer};
 
 const BOMB_BYTES: usize = 1 << 30;
 const IMAGE_SIZE_BYTES: usize = 16 << 20;
 
 fn bomb(head: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(head).unwrap();
     let zeros = vec![0; 1 << 20];
     for _ in 0..BOMB_BYTES / zeros.len() {
@@ -49,6 +49,7 @@ fn a_bomb_takes_no_more_than_its_header_claims() {
     assert_eq!(
         Kernel::parse(as_kernel),
         Err(Error::DecompressedTooLarge {
+            compression: Compression::Gzip,
             limit_bytes: IMAGE_SIZE_BYTES,
             image_size_bytes: u64::try_from(IMAGE_SIZE_BYTES).unwrap()
         })
@@ -57,7 +58,7 @@ fn a_bomb_takes_no_more_than_its_header_claims() {
         Kernel::parse(as_zeros),
         Err(Error::NotAnImage {
             kind: FileKind::Zeros,
-            inside_gzip: true
+            layers: vec![Layer::Compressed(Compression::Gzip)]
         })
     );
     let (Some(before), Some(after)) = (before, peak_bytes()) else {

@@ -69,14 +69,14 @@ impl KernelFile {
     fn read(path: &Path) -> Result<Self, Failure> {
         let kernel = read_kernel(path)?;
         let (header, banner) = (kernel.header(), kernel.banner().map(str::to_owned));
-        let is_compressed = kernel.is_gzip();
+        let is_as_it_is = kernel.layers().is_empty();
         let bytes = kernel.into_image_bytes();
         Ok(Self {
             path: path.to_owned(),
             header,
             banner,
             image_bytes: bytes.len() as u64,
-            bytes: if is_compressed {
+            bytes: if !is_as_it_is {
                 ImageBytes::InMemory(bytes)
             } else {
                 let file = File::open(path).map_err(|error| input_error(path, error))?;

@@ -97,3 +97,24 @@ pub(crate) fn without_efi(code: [u32; 2], file_bytes: usize, image_size_bytes: u
     put_entry(&mut image, 0x1000);
     image
 }
+
+/// A kernel of 64 KiB that every format was made of (`fixtures/formats`): calls, which the filters of xz rewrite,
+/// noise, and a rest that packs well.
+pub(crate) fn packed() -> Vec<u8> {
+    let mut image = without_efi([NOP, 0x1400_03ff], 0x1_0000, 0x2_0000);
+    for index in 0..0x400_usize {
+        let call = 0x9400_0000 | u32::try_from(index * 77 % 0x4000).unwrap();
+        put(&mut image, 0x2000 + index * 4, &call.to_le_bytes());
+    }
+    let mut state = 1_u64;
+    for byte in &mut image[0x4000..0x4400] {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        *byte = state.to_be_bytes()[0];
+    }
+    for (index, byte) in image.iter_mut().enumerate().skip(0x5000) {
+        *byte = u8::try_from(index * index % 251).unwrap();
+    }
+    image
+}
