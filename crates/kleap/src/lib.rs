@@ -23,10 +23,13 @@ mod load;
 mod machine;
 mod output;
 mod payload;
+mod pieces;
 mod place;
 mod probe;
+mod progress;
 mod report;
 mod serial;
+mod sources;
 mod status;
 mod store;
 mod units;
@@ -79,12 +82,18 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct LoadArguments {
-    /// The kernel: an arm64 Image, plain or compressed with gzip
+    /// The kernel: an arm64 Image, compressed or not, EFI zboot, vmlinux, uImage, FIT or UKI
     image: PathBuf,
-    /// The initial RAM disk
+    /// The initial RAM disk; several, one after the other (without this: that of a UKI, FIT or uImage)
     #[arg(long, visible_alias = "ramdisk", value_name = "FILE")]
-    initrd: Option<PathBuf>,
-    /// The kernel command line (without this, --append and --reuse-cmdline: the device tree's own)
+    initrd: Vec<PathBuf>,
+    /// Decompress the initrd now, so that the next kernel does not have to
+    #[arg(long)]
+    decompress_initrd: bool,
+    /// The configuration of a FIT [default: the one that it names]
+    #[arg(long, value_name = "NAME")]
+    fit_config: Option<String>,
+    /// The kernel command line (without this, --append and --reuse-cmdline: that of a UKI, or the device tree's own)
     #[arg(long, value_name = "STRING", conflicts_with_all = ["append", "reuse_cmdline"])]
     command_line: Option<String>,
     /// The kernel command line, as with kexec; after --reuse-cmdline: what to add to it
@@ -93,7 +102,7 @@ struct LoadArguments {
     /// Use the running kernel's command line, without BOOT_IMAGE
     #[arg(long)]
     reuse_cmdline: bool,
-    /// A device tree to use instead of this machine's own
+    /// A device tree to use instead of this machine's own, or of that in a UKI, FIT or uImage
     #[arg(long, value_name = "FILE")]
     dtb: Option<PathBuf>,
     /// How the payload gets to its place

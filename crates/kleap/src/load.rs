@@ -9,204 +9,25 @@ use crate::error::Failure;
 use crate::hand_off::HandOffOptions;
 use crate::machine::{self, Devices, Memory};
 use crate::payload::{Content, Files, Loaded, Verify};
+use crate::pieces::{Pieces, check_regular, input_error, reason};
 use crate::place::{self, Placed};
+use crate::sources::{Bundle, Initrd, Kernel};
 use crate::store::Store;
 use crate::{LoadArguments, exec, hold, output, units};
 use kleap_devicetree::{MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
-use kleap_image::{Header, Kernel};
+use kleap_image::Header;
 use kleap_linux::{facts, kexec};
 use kleap_memmap::PhysRange;
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::stage::Summary;
 use kleap_plan::{Layout, Place, Requirements, Strategy, layout};
 use kleap_relocator::digest::{Algorithm, chunk_count};
-use kleap_relocator::{crc32c, timeline};
-use std::fs::File;
-use std::io::Read;
+use kleap_relocator::timeline;
 use std::path::{Path, PathBuf};
 
-/// Most bytes of an initrd.
-const INITRD_MAX_BYTES: u64 = 16 << 30;
-
-fn input_error(path: &Path, what: impl ToString) -> Failure {
-    Failure::Input {
-        path: path.to_owned(),
-        what: what.to_string(),
-    }
-}
-
-/// Refuses what is no file: reading a FIFO or a terminal waits for somebody, and a device may have no end.
-fn check_regular(path: &Path) -> Result<u64, Failure> {
-    let metadata = std::fs::metadata(path).map_err(|error| input_error(path, error))?;
-    if metadata.is_dir() {
-        return Err(input_error(path, "is a directory, not a regular file"));
-    }
-    if !metadata.is_file() {
-        return Err(input_error(path, "is not a regular file"));
-    }
-    Ok(metadata.len())
-}
-
-/// The kernel: what its file says, and where its bytes are.
-struct KernelFile {
-    path: PathBuf,
-    header: Header,
-    banner: Option<String>,
-    /// Bytes of the Image, not compressed.
-    image_bytes: u64,
-    bytes: ImageBytes,
-}
-
-enum ImageBytes {
-    /// Not kept: it would take as much memory as its place, just while that is looked for, and in the middle of
-    /// what is free. Read once more when the place is there; that it is the same then is seen by its digest.
-    InFile(File, u32),
-    /// Decompressed, which is not done twice.
-    InMemory(Vec<u8>),
-}
-
-impl KernelFile {
-    fn read(path: &Path) -> Result<Self, Failure> {
-        let kernel = read_kernel(path)?;
-        let (header, banner) = (kernel.header(), kernel.banner().map(str::to_owned));
-        let is_as_it_is = kernel.layers().is_empty();
-        let bytes = kernel.into_image_bytes();
-        Ok(Self {
-            path: path.to_owned(),
-            header,
-            banner,
-            image_bytes: bytes.len() as u64,
-            bytes: if !is_as_it_is {
-                ImageBytes::InMemory(bytes)
-            } else {
-                let file = File::open(path).map_err(|error| input_error(path, error))?;
-                ImageBytes::InFile(file, crc32c::update_on_host(0, &bytes))
-            },
-        })
-    }
-
-    fn page_size_bytes(&self) -> Option<u64> {
-        self.header.page_size.map(kleap_image::PageSize::bytes)
-    }
-
-    fn check_same(&self, found: u32, expected: u32) -> Result<(), Failure> {
-        if found != expected {
-            return Err(input_error(&self.path, "changed while it was read"));
-        }
-        Ok(())
-    }
-
-    /// All of it in memory, for a kernel that copies it.
-    fn take_bytes(&mut self) -> Result<Vec<u8>, Failure> {
-        match &mut self.bytes {
-            ImageBytes::InMemory(bytes) => Ok(std::mem::take(bytes)),
-            ImageBytes::InFile(file, expected) => {
-                let mut bytes = Vec::new();
-                let read = file.take(self.image_bytes).read_to_end(&mut bytes);
-                read.map_err(|error| input_error(&self.path, error))?;
-                let expected = *expected;
-                self.check_same(crc32c::update_on_host(0, &bytes), expected)?;
-                Ok(bytes)
-            }
-        }
-    }
-
-    /// Writes it to its place.
-    fn write(
-        &mut self,
-        files: &mut Files,
-        place: &Place,
-        verify: Verify,
-    ) -> Result<Content, Failure> {
-        let size_bytes = self.image_bytes;
-        match &mut self.bytes {
-            ImageBytes::InMemory(bytes) => Ok(write_bytes(files, place, bytes, verify)),
-            ImageBytes::InFile(file, expected) => {
-                let expected = *expected;
-                let content = write_file(files, place, file, &self.path, size_bytes, verify)?;
-                let found = content.digests(verify).crc32c(size_bytes);
-                self.check_same(
-                    found.unwrap_or_else(|| {
-                        let slices = files.slices(place, size_bytes);
-                        let add = |crc, slice: &&[u8]| crc32c::update_on_host(crc, slice);
-                        slices.iter().fold(0, add)
-                    }),
-                    expected,
-                )?;
-                Ok(content)
-            }
-        }
-    }
-}
-
-fn read_kernel(path: &Path) -> Result<Kernel, Failure> {
-    place::check_available(check_regular(path)?.min(kleap_image::MAX_FILE_BYTES as u64))?;
-    let bytes = facts::read_limited(path, kleap_image::MAX_FILE_BYTES as u64)
-        .map_err(|error| input_error(path, reason(&error)))?;
-    Kernel::parse(bytes).map_err(|source| Failure::Image {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// The reason alone: the path is said by the caller.
-fn reason(error: &kleap_linux::Error) -> String {
-    match error {
-        kleap_linux::Error::File { action, source, .. } => format!("{action}: {source}"),
-        kleap_linux::Error::Content { what, .. } => what.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// An archive with nothing in it: the entry that ends every archive of the "newc" format.
-const EMPTY_ARCHIVE: &[u8] = b"070701\
-    00000000000000000000000000000000\
-    00000001000000000000000000000000\
-    000000000000000000000000\
-    0000000b00000000\
-    TRAILER!!!\0\0\0\0";
-
-/// An initrd that is open and has a size.
-struct Initrd {
-    path: PathBuf,
-    file: File,
-    size_bytes: u64,
-}
-
-impl Initrd {
-    /// What a kernel with EFI is given in place of no initrd. Given none, it takes the one that the *first*
-    /// kernel's EFI stub has left in a table of the firmware's (`efi_config_parse_tables`), whatever lies
-    /// there by now; and it gives that memory away afterwards, even if it has been put there itself.
-    fn empty() -> Result<Self, Failure> {
-        Ok(Self {
-            path: "(empty)".into(),
-            file: kexec::memory_file("kleap-initrd", EMPTY_ARCHIVE)?,
-            size_bytes: EMPTY_ARCHIVE.len() as u64,
-        })
-    }
-
-    fn open(path: &Path) -> Result<Self, Failure> {
-        check_regular(path)?;
-        let file = File::open(path).map_err(|error| input_error(path, error))?;
-        let metadata = file.metadata().map_err(|error| input_error(path, error))?;
-        match metadata.len() {
-            0 => Err(input_error(path, "is empty")),
-            size_bytes if size_bytes > INITRD_MAX_BYTES => Err(input_error(
-                path,
-                format!("is larger than {INITRD_MAX_BYTES} bytes"),
-            )),
-            size_bytes => Ok(Self {
-                path: path.to_owned(),
-                file,
-                size_bytes,
-            }),
-        }
-    }
-}
-
 /// Refuses a kernel whose page size this CPU is known not to have; warns where it is not known.
-fn check_page_size(kernel: &KernelFile, path: &Path) -> Result<(), Failure> {
-    let Some(wanted) = kernel.page_size_bytes() else {
+fn check_page_size(header: &Header, path: &Path) -> Result<(), Failure> {
+    let Some(wanted) = header.page_size.map(kleap_image::PageSize::bytes) else {
         return Ok(());
     };
     let midr = facts::midr();
@@ -238,7 +59,12 @@ pub(crate) fn without_boot_image(command_line: &str) -> String {
     words.join(" ")
 }
 
-fn command_line(arguments: &LoadArguments, tree: &Tree) -> Result<String, Failure> {
+/// What the options say, or else the kernel's file, or else the device tree.
+fn command_line(
+    arguments: &LoadArguments,
+    of_file: Option<&str>,
+    tree: &Tree,
+) -> Result<String, Failure> {
     let line = if arguments.reuse_cmdline {
         let reused = without_boot_image(&facts::command_line()?);
         match &arguments.append {
@@ -252,7 +78,7 @@ fn command_line(arguments: &LoadArguments, tree: &Tree) -> Result<String, Failur
     {
         line.clone()
     } else {
-        tree.bootargs().unwrap_or("").to_owned()
+        of_file.or(tree.bootargs()).unwrap_or("").to_owned()
     };
     if line.len() > MAX_BOOTARGS_BYTES {
         return Err(Failure::CommandLine {
@@ -288,45 +114,17 @@ fn write_bytes(files: &mut Files, place: &Place, bytes: &[u8], verify: Verify) -
     Content::of(verify, &[bytes])
 }
 
-/// Checks that a file that was read to its size has nothing after it.
-fn check_end(file: &mut File, path: &Path) -> Result<(), Failure> {
-    match file.read(&mut [0]) {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(input_error(path, "grew while it was read")),
-        Err(error) => Err(input_error(path, error)),
-    }
-}
-
-/// Reads a file, from where it is to its end, straight into the pages of its piece. The digests are taken when
-/// all of it is there: then every CPU can do some.
-fn write_file(
+/// Reads a piece straight into its pages. The digests are taken when all of it is there: then every CPU can do
+/// some.
+fn write_pieces(
     files: &mut Files,
     place: &Place,
-    file: &mut File,
-    path: &Path,
-    size_bytes: u64,
+    pieces: &mut Pieces,
     verify: Verify,
 ) -> Result<Content, Failure> {
-    files.write(place, size_bytes, |part| {
-        file.read_exact(part)
-            .map_err(|error| input_error(path, error))
-    })?;
-    check_end(file, path)?;
+    let size_bytes = pieces.size_bytes();
+    files.write(place, size_bytes, |part| pieces.fill(part))?;
     Ok(Content::of(verify, &files.slices(place, size_bytes)))
-}
-
-/// Reads the initrd into memory that the kernel will copy.
-fn read_initrd(initrd: &mut Initrd) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    (&mut initrd.file)
-        .take(initrd.size_bytes)
-        .read_to_end(&mut bytes)
-        .map_err(|error| input_error(&initrd.path, error))?;
-    if bytes.len() as u64 != initrd.size_bytes {
-        return Err(input_error(&initrd.path, "shrank while it was read"));
-    }
-    check_end(&mut initrd.file, &initrd.path)?;
-    Ok(bytes)
 }
 
 /// The device tree for the next kernel, and where the timeline is in it.
@@ -368,7 +166,7 @@ fn next_tree(
 /// What is to be loaded, read and checked.
 struct Payload<'a> {
     arguments: &'a LoadArguments,
-    kernel: KernelFile,
+    kernel: Kernel,
     initrd: Option<Initrd>,
     tree: Tree,
     tree_path: PathBuf,
@@ -379,41 +177,52 @@ struct Payload<'a> {
 impl<'a> Payload<'a> {
     /// Reads everything, and refuses what can be refused; takes no huge page.
     fn read(arguments: &'a LoadArguments) -> Result<Self, Failure> {
-        let kernel = KernelFile::read(&arguments.image)?;
-        check_page_size(&kernel, &arguments.image)?;
-        if kernel.header.placement == kleap_image::Placement::NearDramBase {
+        let bundle = Bundle::read(arguments)?;
+        check_page_size(&bundle.kernel.header, &arguments.image)?;
+        if bundle.kernel.header.placement == kleap_image::Placement::NearDramBase {
             return Err(Failure::Unsupported(format!(
                 "{}: from before Linux 4.6, which loses all memory below the place it is put at",
                 arguments.image.display()
             )));
         }
-        let mut initrd = arguments.initrd.as_deref().map(Initrd::open).transpose()?;
+        let mut initrd = Initrd::open(arguments, &bundle)?;
+        bundle.announce(arguments);
         let own_tree = machine::device_tree()?;
         if initrd.is_none() && machine::has_efi(&own_tree) {
-            initrd = Some(Initrd::empty()?);
+            initrd = Some(Initrd::empty());
         }
         let memory = Memory::find(&own_tree)?;
         for warning in Devices::find(&own_tree, arguments.hand_off.serial.as_ref()).warnings {
             output::warn(&format!("warning: {warning}"));
         }
-        let (tree, tree_path) = match &arguments.dtb {
-            None => (own_tree, PathBuf::from(facts::DEVICE_TREE_PATH)),
-            Some(path) => {
+        let given = match (&arguments.dtb, &bundle.device_tree) {
+            (Some(path), _) => {
                 check_regular(path)?;
                 let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)
                     .map_err(|error| input_error(path, reason(&error)))?;
+                Some((path.clone(), bytes))
+            }
+            (None, Some((name, bytes))) => {
+                let path = format!("{} ({name})", arguments.image.display());
+                Some((PathBuf::from(path), bytes.clone()))
+            }
+            (None, None) => None,
+        };
+        let (tree, tree_path) = match given {
+            None => (own_tree, PathBuf::from(facts::DEVICE_TREE_PATH)),
+            Some((path, bytes)) => {
                 let mut tree = Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {
                     path: path.clone(),
                     what: error.to_string(),
                 })?;
                 tree.carry_efi(&own_tree);
-                (tree, path.clone())
+                (tree, path)
             }
         };
-        let command_line = command_line(arguments, &tree)?;
+        let command_line = command_line(arguments, bundle.command_line.as_deref(), &tree)?;
         Ok(Self {
             arguments,
-            kernel,
+            kernel: bundle.kernel,
             initrd,
             tree,
             tree_path,
@@ -424,10 +233,13 @@ impl<'a> Payload<'a> {
 
     fn requirements(&self, stage_bytes: u64) -> Requirements {
         Requirements {
-            image_file_bytes: self.kernel.image_bytes,
+            image_file_bytes: self.kernel.pieces.size_bytes(),
             image_size_bytes: self.kernel.header.image_size_bytes,
             text_offset_bytes: self.kernel.header.text_offset_bytes,
-            initrd_bytes: self.initrd.as_ref().map_or(0, |initrd| initrd.size_bytes),
+            initrd_bytes: self
+                .initrd
+                .as_ref()
+                .map_or(0, |initrd| initrd.pieces.size_bytes()),
             device_tree_bytes: kleap_devicetree::MAX_DTB_BYTES as u64,
             stage_bytes,
         }
@@ -475,13 +287,14 @@ impl<'a> Payload<'a> {
             kernel_path: arguments.image.display().to_string(),
             kernel_banner: self.kernel.banner.clone(),
             image_size_bytes: self.kernel.header.image_size_bytes,
-            kernel_page_size_bytes: self.kernel.page_size_bytes(),
+            kernel_page_size_bytes: self
+                .kernel
+                .header
+                .page_size
+                .map(kleap_image::PageSize::bytes),
             command_line: self.command_line.clone(),
             image: contents.image,
-            initrd_path: arguments
-                .initrd
-                .as_ref()
-                .map(|path| path.display().to_string()),
+            initrd_path: self.initrd.as_ref().and_then(|initrd| initrd.name.clone()),
             initrd: contents.initrd,
             device_tree: contents.device_tree,
             timeline_offset_bytes: contents.timeline_offset_bytes,
@@ -504,7 +317,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
     let verify = payload.verify();
     let each = verify.algorithm().map_or(0, Algorithm::digest_words);
     let try_stage = |layout: &Layout| {
-        let (image, initrd) = (payload.kernel.image_bytes, &payload.initrd);
+        let (image, initrd) = (payload.kernel.pieces.size_bytes(), &payload.initrd);
         let content = |size_bytes| Content {
             size_bytes,
             digests: vec![0; chunk_count(size_bytes) * each],
@@ -513,7 +326,9 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
             layout.clone(),
             Contents {
                 image: content(image),
-                initrd: initrd.as_ref().map(|initrd| content(initrd.size_bytes)),
+                initrd: initrd
+                    .as_ref()
+                    .map(|initrd| content(initrd.pieces.size_bytes())),
                 device_tree: content(kleap_devicetree::MAX_DTB_BYTES as u64),
                 timeline_offset_bytes: 0,
             },
@@ -533,18 +348,11 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
     machine::kexec_cost()?.check(payload.arguments.early)?;
     let (name, generation) = (new.name.clone(), new.generation);
     let mut files = new.into_files()?;
-    let image = payload.kernel.write(&mut files, &layout.image, verify)?;
+    let kernel = &mut payload.kernel.pieces;
+    let image = write_pieces(&mut files, &layout.image, kernel, verify)?;
     let initrd = match (&mut payload.initrd, &layout.initrd) {
         (Some(initrd), Some(place)) => {
-            let (path, size_bytes) = (&initrd.path, initrd.size_bytes);
-            Some(write_file(
-                &mut files,
-                place,
-                &mut initrd.file,
-                path,
-                size_bytes,
-                verify,
-            )?)
+            Some(write_pieces(&mut files, place, &mut initrd.pieces, verify)?)
         }
         _ => None,
     };
@@ -627,12 +435,13 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
             break layout;
         }
     };
-    let initrd_bytes = payload.initrd.as_mut().map(read_initrd).transpose()?;
+    let take = |initrd: &mut Initrd| std::mem::take(&mut initrd.pieces).take();
+    let initrd_bytes = payload.initrd.as_mut().map(take).transpose()?;
     let content_of =
         |bytes: &[u8]| Content::of(payload.arguments.verify.unwrap_or_default(), &[bytes]);
     let initrd = initrd_bytes.as_deref().map(content_of);
     let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref())?;
-    let image_bytes = payload.kernel.take_bytes()?;
+    let image_bytes = std::mem::take(&mut payload.kernel.pieces).take()?;
     let mut loaded = payload.note(
         layout,
         Contents {
@@ -681,10 +490,23 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
 /// Gives the files to `kexec_file_load(2)`: the kernel does everything, and nobody verifies.
 fn load_files(payload: &mut Payload<'_>) -> Result<(), Failure> {
     use std::os::fd::AsFd;
-    let kernel = kexec::image_file(&payload.arguments.image, &payload.kernel.take_bytes()?)?;
+    let image = std::mem::take(&mut payload.kernel.pieces).take()?;
+    let kernel = kexec::image_file(&payload.arguments.image, &image)?;
+    let made;
+    let initrd = match &mut payload.initrd {
+        None => None,
+        Some(initrd) => match initrd.pieces.whole_file() {
+            Some(file) => Some(file),
+            None => {
+                let bytes = std::mem::take(&mut initrd.pieces).take()?;
+                made = kexec::memory_file("kleap-initrd", &bytes)?;
+                Some(&made)
+            }
+        },
+    };
     kexec::file_load(
         kernel.as_fd(),
-        payload.initrd.as_ref().map(|initrd| initrd.file.as_fd()),
+        initrd.map(AsFd::as_fd),
         &payload.command_line,
     )?;
     Ok(())
@@ -800,23 +622,6 @@ pub(crate) fn unload() -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_empty_archive_is_one_entry() {
-        // 6 letters, 13 fields of 8 digits, the name with its NUL, all of it a multiple of 4.
-        assert_eq!(
-            EMPTY_ARCHIVE.len(),
-            (6 + 13 * 8 + 11_usize).next_multiple_of(4)
-        );
-        let field = |index: usize| {
-            let digits = std::str::from_utf8(&EMPTY_ARCHIVE[6 + index * 8..][..8]).unwrap();
-            u32::from_str_radix(digits, 16).unwrap()
-        };
-        let fields: Vec<u32> = (0..13).map(field).collect();
-        // One link, a name of 11 bytes, nothing else.
-        assert_eq!(fields, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 11, 0]);
-        assert!(EMPTY_ARCHIVE.ends_with(b"TRAILER!!!\0\0\0\0"));
-    }
 
     #[test]
     fn boot_image_is_dropped_and_nothing_else() {
