@@ -159,6 +159,26 @@ pub(crate) struct SecondInitrd {
 /// Files of one row, beside its script.
 pub(crate) type ExtraFiles = Vec<(String, Vec<u8>)>;
 
+/// Writes a second initrd without padding, for a format that holds it.
+pub(crate) fn write_second(path: &Path, base: &Base) -> Result<SecondInitrd> {
+    let Base(base) = base;
+    let mut initrd =
+        SecondInitrdReader::new(base, 0).context("cannot lay out the second initrd")?;
+    let mut file =
+        File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    io::copy(&mut initrd, &mut file).with_context(|| format!("cannot write {}", path.display()))?;
+    let size_bytes = initrd.size_bytes;
+    Ok(SecondInitrd {
+        sha256: hex(&initrd.digest.finalize()),
+        size_bytes,
+    })
+}
+
+/// The SHA-256 of some bytes, as hex digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// Writes the first initramfs. The script is made last, because it names the second initrd's digest.
 pub(crate) fn write_first(
     path: &Path,

@@ -10,6 +10,7 @@ mod cpio;
 mod demo;
 mod e2e;
 mod faults;
+mod formats;
 mod fuzz;
 mod gdbstub;
 mod initramfs;
@@ -98,6 +99,12 @@ enum Task {
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
     },
+    /// Make one Debian kernel in every format that the command takes, with the real tools
+    Formats {
+        /// The kernel: 5.10, 6.1, 6.12, 7.3 or 6.12-16k
+        #[arg(long, default_value = "6.1", value_name = "NAME")]
+        kernel: String,
+    },
     /// Attack the command in QEMU, many times: fragmented memory, kills, loads at one time
     Stress(stress::Wish),
     /// Many hand-overs in a row in one machine, each another way
@@ -140,6 +147,7 @@ fn run(arguments: Arguments) -> Result<()> {
         ),
         Task::Bench(wish) => bench::run(&lab, &wish),
         Task::Test => test::run(&lab),
+        Task::Formats { kernel } => formats::run(&lab, &kernel),
         Task::Soak(wish) => soak::run(&lab, &wish),
         Task::Stress(wish) => stress::run(&lab, &wish),
         Task::Faults(wish) => faults::run(&lab, &wish),

@@ -6,6 +6,7 @@
 //! payload and the single CPU then meet every pair of kernels once or twice, on machines taken in
 //! turn.
 
+use crate::formats::{FORMATS, Format};
 use crate::initramfs::SecondInitrd;
 
 /// Image and initrd together, as in the measurements that this project started from.
@@ -162,6 +163,10 @@ pub(crate) enum Script {
         /// What each kernel does, where they do not all do the same (`soak.sh`).
         plan: Option<String>,
     },
+    /// Hands over to a kernel in this format, with what the format has in it.
+    Format(Format),
+    /// Hands over with two initrds, one of them compressed, that `--decompress-initrd` makes one of.
+    Initrds,
     /// A script made for the row, in which [`COMMAND_LINE`] stands for the second kernel's.
     Template(String),
 }
@@ -419,6 +424,7 @@ impl Row {
             Script::Refuse(_) => "refused",
             Script::Break { .. } => "broken",
             Script::Early => "early",
+            Script::Format(_) | Script::Initrds => "formats",
             Script::Text(_) | Script::Template(_) => "script",
             Script::Chain { .. } => "chain",
         };
@@ -564,6 +570,24 @@ impl Row {
                  finish fail 'kleap exec came back'\n",
                 load(*strategy),
                 self.exec_words
+            ),
+            Script::Format(format) => {
+                let mut load = "kleap load /payload/Image".to_owned();
+                if !format.has_initrd {
+                    load.push_str(" --initrd /payload/initrd");
+                }
+                if !format.has_command_line {
+                    load.push_str(&format!(" --command-line '{command_line}'"));
+                }
+                format!(
+                    "must {load}\nsay loaded\nrun kleap status\nsay executing\nrun kleap exec\n\
+                     finish fail 'kleap exec came back'\n"
+                )
+            }
+            Script::Initrds => format!(
+                "must kleap load /payload/Image --initrd /lab/early.cpio --initrd /lab/initrd.zst \
+                 --decompress-initrd --command-line '{command_line}'\nsay loaded\nrun kleap status\n\
+                 say executing\nrun kleap exec\nfinish fail 'kleap exec came back'\n"
             ),
             Script::Text(text) => (*text).to_owned(),
             // In the base, the same for every kernel.
@@ -989,6 +1013,26 @@ fn lpis() -> Vec<Row> {
     rows
 }
 
+/// A hand-over to a kernel in this format.
+pub(crate) fn format_row(format: Format) -> Row {
+    let mut row = Row::hand_over("6.12", "6.1", EL2_A57, Strategy::Auto);
+    row.cpus = 2;
+    row.script = Script::Format(format);
+    row.name = format!("formats/{}", format.name);
+    row
+}
+
+/// Every format, and initrds that are put together.
+fn formats() -> Vec<Row> {
+    let mut rows: Vec<Row> = FORMATS.iter().map(|format| format_row(*format)).collect();
+    let mut row = Row::hand_over("6.12", "6.1", EL2_A57, Strategy::Auto);
+    row.cpus = 2;
+    row.script = Script::Initrds;
+    row.name = "formats/initrds".to_owned();
+    rows.push(row);
+    rows
+}
+
 /// All rows.
 pub(crate) fn all() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -1073,6 +1117,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(no_initrd());
     rows.extend(lpis());
     rows.extend(chain());
+    rows.extend(formats());
     rows.extend(crate::check::rows());
     rows.extend(crate::stress::rows());
     rows.extend(crate::watchdog::rows());

@@ -14,8 +14,10 @@ use crate::bench::kexec_tools::KexecTools;
 use crate::build;
 use crate::chain;
 use crate::check;
-use crate::initramfs::{self, Base, Payload};
-use crate::lab::Lab;
+use crate::cpio::Archive;
+use crate::formats::{self, Tools};
+use crate::initramfs::{self, Base, Payload, SecondInitrd};
+use crate::lab::{self, Lab};
 use crate::qemu::{self, Description, Line, Machine};
 use crate::rows::{Board, End, Firmware, Row, Script, WITNESS_LINE};
 use crate::setup;
@@ -52,6 +54,7 @@ pub(crate) struct Assets {
     /// By kernel.
     raspi3b_trees: BTreeMap<&'static str, PathBuf>,
     kexec_tools: Option<KexecTools>,
+    format_tools: Option<Tools>,
     /// By kernel and name.
     modules: BTreeMap<(&'static str, &'static str), Vec<u8>>,
 }
@@ -102,6 +105,12 @@ impl Assets {
         } else {
             None
         };
+        let wants_tools = |row: &Row| matches!(row.script, Script::Format(_) | Script::Initrds);
+        let format_tools = if rows.iter().any(wants_tools) {
+            Some(Tools::fetch(lab)?)
+        } else {
+            None
+        };
         Ok(Self {
             qemu,
             kernels,
@@ -110,6 +119,7 @@ impl Assets {
             firmware,
             raspi3b_trees,
             kexec_tools,
+            format_tools,
             modules,
         })
     }
@@ -232,7 +242,9 @@ pub(crate) fn start(lab: &Lab, assets: &Assets, row: &Row, token: &str) -> Resul
         &assets.base
     };
     let guard = RemovedFile(initrd.clone());
-    let command_line = write_initramfs(&initrd, assets, base, row, token)?;
+    // Emptied before the machine gets it for its sockets.
+    lab::fresh_directory(&run_directory)?;
+    let command_line = write_initramfs(&initrd, assets, base, row, token, &run_directory)?;
     let description = Description {
         board: match row.board {
             Board::Virt => qemu::Board::Virt {
@@ -278,6 +290,7 @@ fn write_initramfs(
     base: &Base,
     row: &Row,
     token: &str,
+    directory: &Path,
 ) -> Result<String> {
     if let Script::Chain { kernels, plan, .. } = &row.script {
         let mut images = Vec::new();
@@ -287,10 +300,12 @@ fn write_initramfs(
         let initrd = initramfs::write_chain(path, base, &images, plan.as_deref())?;
         return Ok(row.chain_command_line(token, &initrd));
     }
-    let payload = Payload {
+    let mut payload = Payload {
         image: assets.kernel(row.second)?.clone(),
         total_bytes: row.payload_bytes,
     };
+    // What the second kernel must find, where that is not what is written here.
+    let mut expected: Option<SecondInitrd> = None;
     let mut extra_files = match &assets.kexec_tools {
         Some(tools) if row.kexec_tools => tools.files.clone(),
         _ => Vec::new(),
@@ -300,7 +315,54 @@ fn write_initramfs(
         let content = content.with_context(|| format!("the module {name} was not prepared"))?;
         extra_files.push((format!("lab/{name}.ko"), content.clone()));
     }
+    let tools = || {
+        let tools = assets.format_tools.as_ref();
+        tools.context("the formats' tools were not prepared")
+    };
+    match &row.script {
+        Script::Format(format) => {
+            let (initrd, tree) = (directory.join("initrd"), directory.join("tree.dtb"));
+            let second = initramfs::write_second(&initrd, base)?;
+            formats::dump_tree(&assets.qemu, row, &tree)?;
+            payload.image = tools()?.make(
+                *format,
+                &formats::Inputs {
+                    image: &payload.image,
+                    initrd: &initrd,
+                    tree: &tree,
+                    command_line: &row.second_command_line(token, &second),
+                    directory,
+                },
+            )?;
+            payload.total_bytes = 0;
+        }
+        Script::Initrds => {
+            let initrd = directory.join("initrd");
+            initramfs::write_second(&initrd, base)?;
+            let mut both = Vec::new();
+            let mut archive = Archive::new(&mut both);
+            archive.file("kernel/arm64/microcode/none", b"none")?;
+            archive.finish()?;
+            let early = both.clone();
+            both.extend(fs::read(&initrd).context("cannot read the second initrd")?);
+            expected = Some(SecondInitrd {
+                sha256: initramfs::sha256(&both),
+                size_bytes: both.len() as u64,
+            });
+            let packed = directory.join("initrd.zst");
+            tools()?.compress("zstd", &initrd, &packed)?;
+            let packed = fs::read(packed);
+            extra_files.push(("lab/early.cpio".to_owned(), early));
+            extra_files.push((
+                "lab/initrd.zst".to_owned(),
+                packed.context("cannot read the compressed initrd")?,
+            ));
+            payload.total_bytes = 0;
+        }
+        _ => {}
+    }
     initramfs::write_first(path, base, &payload, |second| {
+        let second = expected.as_ref().unwrap_or(second);
         Ok((row.script_text(token, second), extra_files))
     })?;
     Ok(row.first_command_line(token))

@@ -402,6 +402,24 @@ pub(crate) fn firmware(lab: &Lab) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// systemd's EFI stub for arm64, the program of a unified kernel image.
+pub(crate) fn efi_stub(lab: &Lab) -> Result<PathBuf> {
+    const NAME: &str = "linuxaa64.efi.stub";
+    let directory = lab.directory("efi-stub")?;
+    let file = directory.join(NAME);
+    if let Some(_exclusive) = to_be_made(lab, &directory)? {
+        let apt = Apt::open(lab, apt::TRIXIE, "arm64")?;
+        apt.update(false)?;
+        let package = fetch_one(&apt, "systemd-boot-efi", &directory)?;
+        let unpacked = find_file(&directory.join("unpacked"), NAME)
+            .with_context(|| format!("the package systemd-boot-efi holds no {NAME}"))?;
+        fs::rename(&unpacked, &file).context("cannot move the EFI stub")?;
+        fs::remove_dir_all(directory.join("unpacked")).context("cannot remove leftovers")?;
+        write_stamp(&directory, &package.version)?;
+    }
+    Ok(file)
+}
+
 fn fetch_one(apt: &Apt, name: &str, directory: &Path) -> Result<Package> {
     let unpacked = directory.join("unpacked");
     let mut reason = None;

@@ -109,9 +109,30 @@ pub(crate) fn linker(lab: &Lab) -> Result<PathBuf> {
     )
 }
 
+/// A program of arm64's binutils.
+pub(crate) fn binutils(lab: &Lab, program: &str) -> Result<PathBuf> {
+    if cfg!(target_arch = "aarch64") {
+        return Ok(PathBuf::from(program));
+    }
+    // Sees to it that they are there.
+    linker(lab)?;
+    let name = format!("aarch64-linux-gnu-{program}");
+    let path = format!("usr/bin/{name}");
+    wrapper(lab, &name, &lab.path("cross"), &path, "")
+}
+
 /// A script that starts an unpacked program with the libraries that were unpacked with it.
-fn wrapper(lab: &Lab, name: &str, root: &Path, program: &str, arguments: &str) -> Result<PathBuf> {
+pub(crate) fn wrapper(
+    lab: &Lab,
+    name: &str,
+    root: &Path,
+    program: &str,
+    arguments: &str,
+) -> Result<PathBuf> {
     let path = lab.directory("bin")?.join(name);
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).context("cannot create a directory for scripts")?;
+    }
     let multiarch = multiarch();
     let root = root.display();
     let text = format!(
