@@ -14,7 +14,7 @@ use sha2::Digest;
 use crate::fdt::{Node, Tree};
 use crate::{Compression, Container, Error};
 
-/// Most remarks about one file.
+/// Most hashes of one image; mkimage knows six algorithms.
 const MAX_HASHES: usize = 64;
 
 /// An image of a FIT.
@@ -207,12 +207,15 @@ impl<'a> Fit<'a> {
         };
         let range = self.data(node)?;
         let data = self.file.get(range.clone()).unwrap_or_default();
-        let mut hashes = 0;
-        for hash in &node.children {
-            if hash.name.starts_with("hash") && hashes < MAX_HASHES {
-                self.check_hash(name, hash, data)?;
-                hashes += 1;
-            }
+        let is_hash = |node: &&Node<'a>| node.name.starts_with("hash");
+        let hashes = node.children.iter().filter(is_hash).count();
+        if hashes > MAX_HASHES {
+            return Err(refuse(format!(
+                "the image {name} has {hashes} hashes, more than {MAX_HASHES}: no FIT is like that"
+            )));
+        }
+        for hash in node.children.iter().filter(is_hash) {
+            self.check_hash(name, hash, data)?;
         }
         if hashes == 0 {
             remarks.push(format!("{name} has no hash: nothing says that it is whole"));
