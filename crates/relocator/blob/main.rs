@@ -328,7 +328,7 @@ fn write_record(failure: &Failure) {
     out();
 }
 
-/// The hand-off block, as bytes.
+/// The hand-off block, as bytes; its header in any case, so that a size that is wrong takes away nobody's voice.
 fn block<'a>() -> &'a [u8] {
     let start: u64;
     // SAFETY: `_start` is the first byte of the stage (link.ld).
@@ -336,9 +336,10 @@ fn block<'a>() -> &'a [u8] {
     let start = start + HAND_OFF_OFFSET_BYTES;
     // SAFETY: the second word of the block is within the first page of the hand-off, always mapped.
     let said = unsafe { read_volatile((start + word::SIZE_BYTES as u64 * 8) as *const u64) };
+    let header = HEADER_WORDS as u64 * 8;
     // SAFETY: at most what the tables map, if the word is right; if it is not, the read of an unmapped
     // byte is an exception, which is reported.
-    unsafe { memory(start, said.min(HAND_OFF_MAX_BYTES)) }
+    unsafe { memory(start, said.clamp(header, HAND_OFF_MAX_BYTES)) }
 }
 
 /// Writes down why, says why, and ends the machine.
