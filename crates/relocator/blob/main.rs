@@ -15,8 +15,8 @@ use kleap_relocator::abi::{
 };
 use kleap_relocator::console::{BYTE_DEADLINE_MS, Console, Registers};
 use kleap_relocator::crc32c;
-use kleap_relocator::digest::{Algorithm, Digest};
 use kleap_relocator::deadline::{FALLBACK_HZ, HIGHEST_HZ, POLLS_MAX};
+use kleap_relocator::digest::{Algorithm, Digest};
 use kleap_relocator::failure::Failure;
 use kleap_relocator::record::{self, Phase};
 use kleap_relocator::relocate::{Entry, Machine, relocate};
