@@ -29,9 +29,11 @@ const USUAL_CPUS: u32 = 4;
 const COMMON_WORDS: &str = "console=ttyAMA0 panic=1 oops=panic rdinit=/init nowatchdog \
                             rcupdate.rcu_cpu_stall_suppress=1";
 
-/// The script's line at which the debugger comes in, and the time it has for that.
+/// The script's line at which the debugger comes in, and the time it has for that; before it, where the
+/// relocator's first instruction will be.
 pub(crate) const WITNESS_LINE: &str = "witness";
-const WITNESS_PAUSE: &str = "say witness\nsleep 5\n";
+pub(crate) const WITNESS_STAGE: &str = "stage=";
+const WITNESS_PAUSE: &str = "say \"stage=$(sed 's/.*\"stage\":\\[\\([0-9]*\\),.*/\\1/' /dev/kleap/state.json)\"\nsay witness\nsleep 5\n";
 
 /// A kind of machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

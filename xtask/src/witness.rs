@@ -149,7 +149,7 @@ fn first_write(debugger: &mut Debugger, address: u64) -> Result<State> {
 }
 
 /// The Image's place, as `kleap status` showed it on the console.
-pub(crate) fn image_address(history: &[Line]) -> Result<u64> {
+fn image_address(history: &[Line]) -> Result<u64> {
     history
         .iter()
         .rev()
