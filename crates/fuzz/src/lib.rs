@@ -42,6 +42,8 @@ pub struct Target {
     /// Whether the bytes are numbers that something is built of. libFuzzer then learns nothing from what values
     /// are compared with, and is twice as fast without it.
     pub is_drawn: bool,
+    /// Whether a run takes milliseconds and not microseconds: the short form gives it a tenth of the mutations.
+    pub is_slow: bool,
     /// Panics if something is wrong.
     pub run: fn(&[u8]),
 }
@@ -53,6 +55,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the next kernel's tree: `prepare`, `carry_efi`, written and read again",
         max_len_bytes: 256,
         is_drawn: true,
+        is_slow: false,
         run: targets::device_tree::prepare,
     },
     Target {
@@ -60,6 +63,7 @@ pub const TARGETS: &[Target] = &[
         covers: "well-formed trees of the words that kleap looks for: console, PSCI, GIC, memory, ranges",
         max_len_bytes: 256,
         is_drawn: true,
+        is_slow: false,
         run: targets::device_tree::built,
     },
     Target {
@@ -67,6 +71,7 @@ pub const TARGETS: &[Target] = &[
         covers: "flattened device trees as bytes: read, every look-up, written, read again",
         max_len_bytes: 4096,
         is_drawn: false,
+        is_slow: false,
         run: targets::device_tree::bytes,
     },
     Target {
@@ -74,6 +79,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the relocator's whole work, on a simulated machine, with a right digest",
         max_len_bytes: 1024,
         is_drawn: true,
+        is_slow: false,
         run: targets::relocate::run,
     },
     Target {
@@ -81,6 +87,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the hand-off block as the relocator reads it, with the digest as it is and set right",
         max_len_bytes: 1280,
         is_drawn: false,
+        is_slow: false,
         run: targets::hand_off::run,
     },
     Target {
@@ -88,6 +95,7 @@ pub const TARGETS: &[Target] = &[
         covers: "gzip streams: framing, length, CRC, bounded output",
         max_len_bytes: 1400,
         is_drawn: false,
+        is_slow: false,
         run: targets::image::gzip,
     },
     Target {
@@ -95,6 +103,7 @@ pub const TARGETS: &[Target] = &[
         covers: "kernel files: the Image header, PE header, banner, and the names of all other kinds",
         max_len_bytes: 2048,
         is_drawn: false,
+        is_slow: false,
         run: targets::image::image,
     },
     Target {
@@ -102,6 +111,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the note of what is loaded, `state.json`, and what commands compute from it alone",
         max_len_bytes: 1536,
         is_drawn: false,
+        is_slow: false,
         run: targets::notes::state,
     },
     Target {
@@ -109,6 +119,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the note of what was added to the pools, `pool.json`",
         max_len_bytes: 512,
         is_drawn: false,
+        is_slow: false,
         run: targets::notes::pool,
     },
     Target {
@@ -116,6 +127,7 @@ pub const TARGETS: &[Target] = &[
         covers: "`/proc/iomem`, and which memory is free by it",
         max_len_bytes: 2048,
         is_drawn: false,
+        is_slow: false,
         run: targets::iomem::run,
     },
     Target {
@@ -123,6 +135,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the ACPI tables SPCR, FADT and MADT, with length and checksum as they are and set right",
         max_len_bytes: 1024,
         is_drawn: false,
+        is_slow: false,
         run: targets::acpi::run,
     },
     Target {
@@ -130,6 +143,7 @@ pub const TARGETS: &[Target] = &[
         covers: "kernel release and command line, as far as the cost of kexec_load is predicted from them",
         max_len_bytes: 512,
         is_drawn: true,
+        is_slow: false,
         run: targets::texts::kexec_cost,
     },
     Target {
@@ -137,6 +151,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the note in `/proc/kcore`: ELF header, program headers, notes",
         max_len_bytes: 1024,
         is_drawn: false,
+        is_slow: false,
         run: targets::texts::vmcoreinfo,
     },
     Target {
@@ -144,6 +159,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the record of a hand-over, and the report that is made of it",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::words::timeline,
     },
     Target {
@@ -151,6 +167,7 @@ pub const TARGETS: &[Target] = &[
         covers: "words of `/proc/self/pagemap` and `/proc/kpageflags`",
         max_len_bytes: 256,
         is_drawn: true,
+        is_slow: false,
         run: targets::words::pagemap,
     },
     Target {
@@ -158,6 +175,7 @@ pub const TARGETS: &[Target] = &[
         covers: "records of `/dev/kmsg`",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::texts::kernel_log,
     },
     Target {
@@ -165,6 +183,7 @@ pub const TARGETS: &[Target] = &[
         covers: "texts of `/proc/meminfo`, lockdown, MIDR, blocks of memory, huge pages, counts",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::texts::sysfs,
     },
     Target {
@@ -172,6 +191,7 @@ pub const TARGETS: &[Target] = &[
         covers: "`/proc/locks`: who has the lock, among lines of all kinds",
         max_len_bytes: 1024,
         is_drawn: true,
+        is_slow: false,
         run: targets::machine::locks,
     },
     Target {
@@ -179,6 +199,7 @@ pub const TARGETS: &[Target] = &[
         covers: "words of `/proc/kpageflags`: where the huge pages begin",
         max_len_bytes: 512,
         is_drawn: true,
+        is_slow: false,
         run: targets::machine::huge_pages,
     },
     Target {
@@ -186,6 +207,7 @@ pub const TARGETS: &[Target] = &[
         covers: "lists of CPUs, as in `/sys/devices/system/cpu/online`",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::machine::cpu_list,
     },
     Target {
@@ -193,6 +215,7 @@ pub const TARGETS: &[Target] = &[
         covers: "`/proc/PID/stat`, `interrupts`, `status` and `uid_map`, `demote_size`, names of nodes, releases",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::machine::proc,
     },
     Target {
@@ -200,6 +223,7 @@ pub const TARGETS: &[Target] = &[
         covers: "`/proc/cmdline`, used again for the next kernel; what is shown on a terminal",
         max_len_bytes: 512,
         is_drawn: false,
+        is_slow: false,
         run: targets::machine::command_line,
     },
     Target {
@@ -207,6 +231,7 @@ pub const TARGETS: &[Target] = &[
         covers: "what the process that holds the payload answers `load`",
         max_len_bytes: 512,
         is_drawn: false,
+        is_slow: false,
         run: targets::machine::holder_answer,
     },
     Target {
@@ -214,6 +239,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the record of a failure in ramoops, written by the relocator and read by the next boot",
         max_len_bytes: 768,
         is_drawn: true,
+        is_slow: false,
         run: targets::last_words::record,
     },
     Target {
@@ -221,6 +247,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the numbers of ramoops: where its last zone for dumps is",
         max_len_bytes: 64,
         is_drawn: true,
+        is_slow: false,
         run: targets::last_words::ramoops,
     },
     Target {
@@ -228,6 +255,7 @@ pub const TARGETS: &[Target] = &[
         covers: "the relocator's console, with a UART that answers as it likes",
         max_len_bytes: 512,
         is_drawn: true,
+        is_slow: false,
         run: targets::last_words::console,
     },
     Target {
@@ -235,6 +263,7 @@ pub const TARGETS: &[Target] = &[
         covers: "`/proc/consoles`, and what sysfs says of a console",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::last_words::consoles,
     },
     Target {
@@ -242,6 +271,7 @@ pub const TARGETS: &[Target] = &[
         covers: "`--serial`, and the UARTs in a command line",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::last_words::serial,
     },
     Target {
@@ -249,7 +279,24 @@ pub const TARGETS: &[Target] = &[
         covers: "the argument of the process that holds the payload",
         max_len_bytes: 256,
         is_drawn: false,
+        is_slow: false,
         run: targets::notes::hold_argument,
+    },
+    Target {
+        name: "formats",
+        covers: "kernel files in their containers: zboot, ELF, uImage, FIT, UKI",
+        max_len_bytes: 10240,
+        is_drawn: false,
+        is_slow: true,
+        run: targets::image::formats,
+    },
+    Target {
+        name: "streams",
+        covers: "streams of every compression, and initramfs archives",
+        max_len_bytes: 6144,
+        is_drawn: false,
+        is_slow: true,
+        run: targets::image::streams,
     },
 ];
 

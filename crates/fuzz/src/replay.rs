@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// How long one input may take before it is called a hang.
 const HANG_SECONDS: u64 = 120;
 
+/// A target that is slow gets this part of the mutations: one in so many.
+const SLOW_DIVISOR: u64 = 10;
+
 /// What a replay is to do.
 #[derive(Debug, Clone)]
 pub struct Wish {
@@ -157,7 +160,12 @@ pub fn replay(target: &'static Target, wish: &Wish) -> io::Result<Outcome> {
         }
     }
     // Each mutation has its own seed, so that the number of a failing one says all.
-    for number in 0..wish.mutations {
+    let mutations = if target.is_slow {
+        wish.mutations / SLOW_DIVISOR
+    } else {
+        wish.mutations
+    };
+    for number in 0..mutations {
         let mut random = Random::new(wish.seed.wrapping_add(number.wrapping_mul(0x1_0000_0001)));
         let empty = Vec::new();
         let input = inputs.get(random.below(inputs.len())).unwrap_or(&empty);
@@ -197,6 +205,7 @@ mod tests {
         covers: "",
         max_len_bytes: 16,
         is_drawn: false,
+        is_slow: false,
         run: fails_at_seven,
     };
 

@@ -7,7 +7,7 @@
 use crate::targets::device_tree::{Built, Node, PROPERTIES};
 use crate::{TARGETS, mutate::Random};
 use flate2::Compression;
-use flate2::write::DeflateEncoder;
+use flate2::write::{DeflateEncoder, GzEncoder};
 use kleap_relocator::abi::{
     self, Conduit, Header, Lpis, Move, OnFailure, Piece, PieceKind, RecordPlace, Redistributors,
     Uart,
@@ -456,6 +456,100 @@ const KINDS: [(&str, usize, &[u8]); 12] = [
     ("zboot", 0, b"MZ\0\0zimg"),
 ];
 
+/// Kernel files that real tools have made (crates/image/tests/fixtures/formats/make.sh).
+const FORMATS: &[(&str, &[u8])] = &[
+    (
+        "fit",
+        include_bytes!("../../image/tests/fixtures/formats/fit.itb"),
+    ),
+    (
+        "fit-external",
+        include_bytes!("../../image/tests/fixtures/formats/fit-external.itb"),
+    ),
+    (
+        "uimage-gz",
+        include_bytes!("../../image/tests/fixtures/formats/uImage.gz"),
+    ),
+    (
+        "uimage-arm",
+        include_bytes!("../../image/tests/fixtures/formats/uImage.arm"),
+    ),
+    (
+        "uimage-multi",
+        include_bytes!("../../image/tests/fixtures/formats/uImage.multi"),
+    ),
+    (
+        "vmlinux-gz",
+        include_bytes!("../../image/tests/fixtures/formats/vmlinux.gz"),
+    ),
+    (
+        "xz",
+        include_bytes!("../../image/tests/fixtures/formats/Image.xz"),
+    ),
+    (
+        "zst",
+        include_bytes!("../../image/tests/fixtures/formats/Image.zst"),
+    ),
+];
+
+/// Streams that real tools have made, behind the number of their kind.
+const STREAMS: &[(&str, u8, &[u8])] = &[
+    (
+        "gz",
+        0,
+        include_bytes!("../../image/tests/fixtures/formats/Image.gz"),
+    ),
+    (
+        "zst",
+        1,
+        include_bytes!("../../image/tests/fixtures/formats/Image.zst"),
+    ),
+    (
+        "xz-arm64",
+        2,
+        include_bytes!("../../image/tests/fixtures/formats/Image.arm64.xz"),
+    ),
+    (
+        "xz-sha256",
+        2,
+        include_bytes!("../../image/tests/fixtures/formats/Image.sha256.xz"),
+    ),
+    (
+        "lzma",
+        3,
+        include_bytes!("../../image/tests/fixtures/formats/Image.lzma"),
+    ),
+    (
+        "lz4",
+        4,
+        include_bytes!("../../image/tests/fixtures/formats/Image.lz4"),
+    ),
+    (
+        "lz4-legacy",
+        4,
+        include_bytes!("../../image/tests/fixtures/formats/Image.legacy.lz4"),
+    ),
+    (
+        "lzo",
+        5,
+        include_bytes!("../../image/tests/fixtures/formats/Image.lzo"),
+    ),
+    (
+        "bz2",
+        6,
+        include_bytes!("../../image/tests/fixtures/formats/Image.bz2"),
+    ),
+    (
+        "initramfs-gz",
+        7,
+        include_bytes!("../../image/tests/fixtures/formats/Image.gz"),
+    ),
+];
+
+/// An archive with nothing in it: `cpio -o -H newc </dev/null`.
+const EMPTY_ARCHIVE: &[u8] = b"070701000000000000000000000000000000000000000100000000000000\
+    00000000000000000000000000000000000000000B00000000TRAILER!!!\0\0\0\0";
+
 /// All seeds.
 #[must_use]
 pub fn seeds(sources: &Sources) -> Vec<Seed> {
@@ -509,6 +603,20 @@ pub fn seeds(sources: &Sources) -> Vec<Seed> {
         }
         add("iomem", name, cut.into_bytes());
     }
+    for (name, file) in FORMATS {
+        add("formats", name, file.to_vec());
+    }
+    for (name, kind, stream) in STREAMS {
+        add("streams", name, [&[*kind], *stream].concat());
+    }
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    let _ = packed.write_all(EMPTY_ARCHIVE);
+    let packed = packed.finish().unwrap_or_default();
+    add(
+        "streams",
+        "initramfs",
+        [&[7], EMPTY_ARCHIVE, &packed].concat(),
+    );
     for (name, table) in TABLES {
         add("acpi", name, table.to_vec());
     }
@@ -556,6 +664,25 @@ mod tests {
             let kernel = Kernel::parse(image).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(kernel.version(), Some((6, 12)));
         }
+    }
+
+    /// What real tools made is taken, so that the fuzzer starts inside.
+    #[test]
+    fn files_of_real_tools_are_taken() {
+        use kleap_image::{Compression, KernelFile, Options, decompress_initramfs};
+        for (name, file) in FORMATS {
+            let parsed = KernelFile::parse(file.to_vec(), Options::default());
+            // The one for another machine is here to be refused.
+            assert_eq!(parsed.is_err(), *name == "uimage-arm", "{name}: {parsed:?}");
+        }
+        for (name, kind, stream) in STREAMS {
+            if let Some(compression) = Compression::ALL.get(usize::from(*kind)) {
+                let opened = compression.decompress(stream, 1 << 20);
+                assert!(opened.is_ok(), "{name}: {opened:?}");
+            }
+        }
+        let archive = decompress_initramfs(EMPTY_ARCHIVE, 1 << 20, &mut |_| ());
+        assert!(archive.is_ok_and(|archive| archive.segments.len() == 1));
     }
 
     #[test]

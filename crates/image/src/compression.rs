@@ -192,7 +192,15 @@ impl<'a> Stream<'a> {
                 };
                 Decoder::Lz4(Box::new(lz4_flex::frame::FrameDecoder::new(source)))
             }
-            Compression::Lz4 => Decoder::Lz4Legacy(lz4_legacy::Reader::new(stream)),
+            Compression::Lz4 if stream.starts_with(&lz4_legacy::MAGIC) => {
+                Decoder::Lz4Legacy(lz4_legacy::Reader::new(stream))
+            }
+            Compression::Lz4 => {
+                return Err(Error::Stream {
+                    compression,
+                    error: StreamError::Damaged("it does not begin like one".into()),
+                });
+            }
             Compression::Lzo => Decoder::Lzo(lzop::Reader::open(stream).map_err(refuse)?),
             Compression::Bzip2 => Decoder::Bzip2(Box::new(bzip2::bufread::BzDecoder::new(stream))),
         };

@@ -3,8 +3,8 @@
 use flate2::Crc;
 use flate2::bufread::DeflateDecoder;
 use kleap_image::{
-    Compression, Container, Error, Kernel, Layer, MAX_BANNER_BYTES, MAX_IMAGE_SIZE_BYTES,
-    StreamError,
+    Compression, Container, Error, Kernel, KernelFile, Layer, MAX_BANNER_BYTES,
+    MAX_IMAGE_SIZE_BYTES, Options, StreamError, decompress_initramfs,
 };
 use std::io::Read;
 
@@ -75,6 +75,68 @@ pub fn image(data: &[u8]) {
             }
             check(&kernel);
             assert!(!format!("{kernel:?}").is_empty());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Most that comes out of a stream or an initramfs here, bytes.
+const OUT_MAX_BYTES: usize = 1 << 20;
+
+/// A file in any of the containers, as it is: what it brings is no longer than the limits, and no part of it is
+/// made up.
+pub fn formats(data: &[u8]) {
+    let options = Options {
+        without_device_tree: data.first().is_some_and(|byte| byte & 1 == 1),
+        ..Options::default()
+    };
+    match KernelFile::parse(data.to_vec(), options) {
+        Ok(file) => {
+            check(&file.kernel);
+            if let Some(range) = file.kernel.file_range() {
+                assert_eq!(file.kernel.image_bytes(), &data[range]);
+            }
+            let mut layers: Vec<_> = file.kernel.layers().to_vec();
+            layers.dedup();
+            assert_eq!(layers, file.kernel.layers(), "a layer was taken off twice");
+            for remark in &file.remarks {
+                assert!(!remark.is_empty() && !remark.contains('\n'));
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// A stream of one kind, or an initramfs; the first byte says which. What comes out is bounded, and an initramfs
+/// that was decompressed is one, and does not change any more.
+pub fn streams(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    if let Some(compression) = Compression::ALL.get(usize::from(kind % 8)) {
+        match compression.decompress(rest, OUT_MAX_BYTES) {
+            Ok(bytes) => {
+                assert!(bytes.len() <= OUT_MAX_BYTES);
+                let longer = [rest, &[0x55]].concat();
+                assert!(compression.decompress(&longer, OUT_MAX_BYTES).is_err());
+                if let Some(less) = bytes.len().checked_sub(1) {
+                    assert!(compression.decompress(rest, less).is_err());
+                }
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+        return;
+    }
+    match decompress_initramfs(rest, OUT_MAX_BYTES, &mut |_| ()) {
+        Ok(found) => {
+            assert!(found.bytes.len() <= OUT_MAX_BYTES);
+            let mut end = 0;
+            for segment in &found.segments {
+                assert!(segment.range.start >= end && segment.range.end <= rest.len());
+                end = segment.range.end;
+            }
+            let again = decompress_initramfs(&found.bytes, OUT_MAX_BYTES, &mut |_| ());
+            assert_eq!(again.map(|again| again.bytes), Ok(found.bytes));
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
