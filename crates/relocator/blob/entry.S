@@ -26,12 +26,24 @@
     .globl  _start
     .type   _start, %function
 _start:
+    // Vectors before all else, and once more below: until they are set, an exception goes where the first kernel
+    // had its own, which with the MMU off is nowhere, for ever. Two copies, so that it takes more than one broken
+    // instruction to get there (fault 334 of seed 11).
     msr     daifset, #0xf
-    isb                                 // the counter must not be read early
-    mrs     x19, cntvct_el0
-    msr     spsel, #1
     msr     tpidr_el0, xzr              // steps of `reset`, and what is noted for a failure
     msr     tpidrro_el0, xzr            // 1: the hand-off block was right
+    adr     x4, vectors
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    1f
+    msr     vbar_el2, x4                // with E2H, what VBAR_EL1 means as well (Arm ARM D24.1)
+    b       2f
+1:  msr     vbar_el1, x4
+2:  isb                                 // the counter must not be read early
+    mrs     x19, cntvct_el0
+    msr     spsel, #1
+    msr     tpidr_el0, xzr
+    msr     tpidrro_el0, xzr
     adr     x20, _start
     add     x21, x20, #{HAND_OFF_OFFSET}
 
@@ -44,8 +56,7 @@ _start:
     tbz     x0, #34, 1f                 // HCR_EL2.E2H
     mov     x22, #3
 1:
-    // Vectors first: from here on an exception is reported. The instruction cache is turned on as well, or
-    // else every pass of a loop would be fetched from memory.
+    // The instruction cache is turned on as well, or else every pass of a loop would be fetched from memory.
     adr     x4, vectors
     ic      iallu
     dsb     nsh
