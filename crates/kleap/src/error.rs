@@ -141,6 +141,7 @@ impl Failure {
             Self::Layout(_) | Self::Memory { .. } => Some("free memory, or load a smaller initrd"),
             Self::NothingLoaded => Some("load a kernel first: kleap load IMAGE"),
             Self::State { .. } => Some("kleap unload removes what is there"),
+            Self::NoReport(_) => crate::last_words::hint(),
             Self::Changed(_) => Some("load it again: kleap load IMAGE"),
             _ => None,
         }

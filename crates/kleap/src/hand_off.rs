@@ -35,11 +35,11 @@ pub(crate) struct HandOffArguments {
     /// At hand-over, write a line to the console for every phase
     #[arg(long)]
     pub(crate) verbose_handoff: bool,
-    /// What becomes of the machine if the hand-over cannot go on (without it: reset; for exec: as load was told)
+    /// What becomes of the machine if the hand-over cannot go on (without it: for exec as load was told, else reset)
     #[arg(long, value_enum, value_name = "ACTION")]
     pub(crate) on_failure: Option<OnFailureArgument>,
     /// The UART that the relocator writes to, as the kernel's earlycon= spells it: pl011,ADDRESS,
-    /// uart8250,mmio,ADDRESS or uart8250,mmio32,ADDRESS (without it: this kernel's console)
+    /// uart8250,mmio,ADDRESS or uart8250,mmio32,ADDRESS (without it: for exec as load was told, else this kernel's console)
     #[arg(long, value_name = "SPEC")]
     pub(crate) serial: Option<SerialSpec>,
 }

@@ -195,7 +195,7 @@ pub(crate) fn said_of(record: &Record<'_>) -> String {
 pub(crate) fn hint() -> Option<&'static str> {
     let is_empty = std::fs::read_dir(PSTORE).is_ok_and(|mut entries| entries.next().is_none());
     is_empty.then_some(
-        "no failure record either: one is seen where ramoops is set up in both boots and pstore is mounted \
+        "there is no failure record either: one is seen where ramoops is set up in both boots and pstore is mounted \
          (mount -t pstore pstore /sys/fs/pstore); systemd-pstore moves it to /var/lib/systemd/pstore",
     )
 }

@@ -534,6 +534,19 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
                     .into(),
             ));
         }
+        if !arguments.hand_off.is_empty() {
+            return Err(Failure::Unsupported(
+                "kexec_file_load(2), the only way that this kernel allows, has no relocator: load without \
+                 --verbose-handoff, --on-failure and --serial"
+                    .into(),
+            ));
+        }
+        if payload.tree_path != Path::new(facts::DEVICE_TREE_PATH) {
+            output::warn(&format!(
+                "warning: the device tree in {} is not used: kexec_file_load(2) takes none",
+                payload.tree_path.display()
+            ));
+        }
         machine::kexec_cost()?.check(true)?;
         load_files(&mut payload)?;
         output::warn(&format!(
@@ -610,6 +623,7 @@ fn report(loaded: &Loaded, summary: &Summary, cost: &machine::KexecCost) {
 
 /// `kleap unload`.
 pub(crate) fn unload() -> Result<(), Failure> {
+    machine::check_device_tree()?;
     let was_loaded = Store::unload()?;
     output::note(if was_loaded {
         "kleap: unloaded"

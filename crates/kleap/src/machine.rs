@@ -13,8 +13,22 @@ use kleap_plan::{Device, Owned};
 use kleap_relocator::abi::{self, Lpis};
 use std::path::Path;
 
+/// Whether there is a device tree at all: what is loaded is made of it, and commands lock it.
+pub(crate) fn check_device_tree() -> Result<(), Failure> {
+    let path = Path::new(facts::DEVICE_TREE_PATH);
+    if !path.exists() {
+        return Err(Failure::Unsupported(format!(
+            "there is no {}, from which the next kernel's device tree is made: mount sysfs on /sys, or boot with a \
+             device tree or EFI",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
 /// This machine's device tree, as it was given to the running kernel.
 pub(crate) fn device_tree() -> Result<Tree, Failure> {
+    check_device_tree()?;
     let path = Path::new(facts::DEVICE_TREE_PATH);
     let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)?;
     Tree::parse(&bytes).map_err(|error| Failure::DeviceTree {

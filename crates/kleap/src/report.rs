@@ -7,7 +7,7 @@
 //! knows.
 
 use crate::error::Failure;
-use crate::last_words::{self, LastFailure};
+use crate::last_words::LastFailure;
 use crate::output::line;
 use crate::{machine, output, units};
 use kleap_linux::{facts, kernel_log};
@@ -254,12 +254,7 @@ pub(crate) fn report(json: bool) -> Result<(), Failure> {
             let text = output::printable(&failure.text(true));
             return output::answer(&format!("{text}\n"));
         }
-        (Err(error), _) => {
-            if let Some(hint) = last_words::hint() {
-                output::warn(hint);
-            }
-            return Err(error);
-        }
+        (Err(error), _) => return Err(error),
     };
     // Without the right to read the kernel log the rest of the report still stands.
     let init_started = kernel_log::init_started(timeline.frequency_hz, MARKER)

@@ -36,6 +36,8 @@ pub(crate) enum SpecError {
     Access(String),
     #[error("{0:?} is no address of 64 bits other than 0")]
     Address(String),
+    #[error("the address is missing, as in {0},0x9000000")]
+    NoAddress(String),
     #[error("the address {0:#x} is not a multiple of 4")]
     Alignment(u64),
 }
@@ -75,6 +77,9 @@ impl FromStr for SerialSpec {
             return Err(SpecError::Name(name.to_owned()));
         }
         let access = parts.next().unwrap_or_default();
+        if access.is_empty() {
+            return Err(SpecError::NoAddress(name.to_owned()));
+        }
         let (width_bytes, base) = match access {
             "mmio" => (1, parts.next().unwrap_or_default()),
             "mmio32" | "mmio32native" => (4, parts.next().unwrap_or_default()),
@@ -183,7 +188,8 @@ mod tests {
         for (text, wanted) in [
             ("", SpecError::Name(String::new())),
             ("ttyS0", SpecError::Name("ttyS0".into())),
-            ("pl011", SpecError::Access(String::new())),
+            ("pl011", SpecError::NoAddress("pl011".into())),
+            ("pl011,", SpecError::NoAddress("pl011".into())),
             ("pl011,9000000", SpecError::Access("9000000".into())),
             ("uart8250,io,0x3f8", SpecError::Access("io".into())),
             ("uart8250,mmio16,0x1000", SpecError::Access("mmio16".into())),

@@ -169,7 +169,10 @@ fn describe(loaded: &Loaded) -> LoadedStatus<'_> {
 pub(crate) fn status(json: bool) -> Result<(), Failure> {
     store::Store::tidy();
     let loaded = store::loaded()?;
-    let cost = machine::kexec_cost().ok();
+    // Of another architecture nothing is known.
+    let cost = machine::kexec_cost()
+        .ok()
+        .filter(|_| cfg!(target_arch = "aarch64"));
     let status = Status {
         loaded: loaded.as_ref().map(describe),
         kexec_loaded: kexec::is_loaded(),

@@ -117,6 +117,8 @@ pub(super) struct Facts {
     pub(super) places: Answer<Places>,
     pub(super) dev_writable: Answer<()>,
     pub(super) firmware: Firmware,
+    /// There is no device tree that the next kernel's could be made of.
+    pub(super) no_device_tree: Option<String>,
     /// And who named it.
     pub(super) console: Answer<Option<(Uart, ConsoleFrom)>>,
     pub(super) has_psci: Answer<bool>,
@@ -282,6 +284,9 @@ impl Facts {
                 is_efi: facts::is_efi(),
                 is_acpi: facts::has_acpi(),
             },
+            no_device_tree: (!Path::new(facts::DEVICE_TREE_PATH).exists())
+                .then(|| tree.as_ref().err().cloned())
+                .flatten(),
             console: devices
                 .as_ref()
                 .map(|devices| devices.uart.zip(devices.uart_from.clone()))

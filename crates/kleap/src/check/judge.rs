@@ -549,6 +549,9 @@ fn memory(facts: &Facts) -> Words {
 }
 
 fn firmware(facts: &Facts) -> Words {
+    if let Some(why) = &facts.no_device_tree {
+        return Words::no(why.as_str());
+    }
     Words::ok(match (facts.firmware.is_efi, facts.firmware.is_acpi) {
         (false, _) => "a device tree",
         (true, true) => "EFI, with ACPI",
@@ -735,6 +738,7 @@ mod tests {
                 is_efi: false,
                 is_acpi: false,
             },
+            no_device_tree: None,
             console: Ok(Some((
                 Uart::Pl011 { base: 0x900_0000 },
                 ConsoleFrom::Kernel("ttyAMA0".into()),
@@ -828,6 +832,7 @@ mod tests {
         (|f| f.pagemap = Err("hides".into()), "pagemap", Warning, "hides", "--strategy kernel"),
         (|f| f.places = Err("odd".into()), "memory", No, "odd", ""),
         (|f| f.corrupted_bytes = Some(4096), "memory", Warning, "4.1 kB to be bad", ""),
+        (|f| f.no_device_tree = Some("there is none".into()), "firmware", No, "there is none", ""),
         (|f| f.console = Ok(None), "console", Warning, "without a word", "--serial"),
         (|f| f.has_psci = Ok(false), "psci", Warning, "cannot be reset", "power switch"),
         (|f| f.redistributors = Ok((0, None, Lpis::TurnOff)), "interrupts", Warning, "not found", ""),
