@@ -107,8 +107,8 @@ pub fn formats(data: &[u8]) {
     }
 }
 
-/// A stream of one kind, or an initramfs; the first byte says which. What comes out is bounded, and an initramfs
-/// that was decompressed is one, and does not change any more.
+/// A stream of one kind, or an initramfs; the first byte says which. What comes out is bounded, and plain archives
+/// come out as they are, whatever zeros lie between them.
 pub fn streams(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else {
         return;
@@ -136,7 +136,14 @@ pub fn streams(data: &[u8]) {
                 end = segment.range.end;
             }
             let again = decompress_initramfs(&found.bytes, OUT_MAX_BYTES, &mut |_| ());
-            assert_eq!(again.map(|again| again.bytes), Ok(found.bytes));
+            // What is in a stream is the next kernel's to judge: zeros, or another stream.
+            if found
+                .segments
+                .iter()
+                .all(|segment| segment.compression.is_none())
+            {
+                assert_eq!(again.map(|again| again.bytes), Ok(found.bytes));
+            }
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
