@@ -127,6 +127,16 @@ impl Failure {
         matches!(self, Self::Linux(Linux::NoKexec | Linux::Refused(_)))
     }
 
+    /// Whether there are no pages to be had, or none whose address can be known: the kernel's own strategy needs none.
+    pub(crate) fn leaves_kernel_strategy(&self) -> bool {
+        use kleap_linux::Error as Linux;
+        matches!(
+            self,
+            Self::Linux(Linux::NoHugePages { .. } | Linux::NoAddresses | Linux::HugePages { .. })
+                | Self::Layout(_)
+        )
+    }
+
     /// What the user can do.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         match self {

@@ -12,7 +12,7 @@ use crate::store::Store;
 use crate::{ExecArguments, last_words, output, place, units};
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::Pin;
-use kleap_linux::{counter, facts, kexec, reboot};
+use kleap_linux::{counter, facts, interfaces, kexec, reboot};
 use kleap_plan::{Layout, Stage, StageInput, Strategy};
 use kleap_relocator::digest::chunk_size_bytes;
 
@@ -53,7 +53,7 @@ pub(crate) fn current_layout(
     let pagemap = Pagemap::open()?;
     let layout = loaded
         .layout
-        .repaired(&memory.plain, |file, offset_bytes| {
+        .repaired(&memory.within(loaded.window).plain, |file, offset_bytes| {
             files.address(&pagemap, file, offset_bytes)
         })
         .map_err(|failure: Failure| match failure {
@@ -124,6 +124,29 @@ fn check_payload(loaded: &Loaded, files: &Files) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is done when nothing can be refused any more but by the kernel: a machine that stays must not have lost its
+/// network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct LastSteps {
+    /// Dirty data is not written out.
+    pub(crate) no_sync: bool,
+    /// Network interfaces but the loopback are brought down.
+    pub(crate) interfaces_down: bool,
+}
+
+impl LastSteps {
+    pub(crate) fn take(self) {
+        if !self.no_sync {
+            reboot::sync();
+        }
+        if self.interfaces_down {
+            for error in interfaces::bring_down() {
+                output::warn(&format!("warning: {error}"));
+            }
+        }
+    }
+}
+
 /// `kleap exec`.
 pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     let exec_requested = counter::now().unwrap_or(0);
@@ -144,7 +167,7 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     };
     if loaded.strategy == Strategy::Kernel {
         check_no_wishes(arguments)?;
-        return exec_by_kernel(&loaded);
+        return exec_by_kernel(arguments, &loaded);
     }
     // Whoever forbids kexec_load after a load with --early means the next one.
     let has_stage = loaded.early && kexec::is_loaded() == Some(true);
@@ -178,7 +201,7 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
             return Err(failure);
         }
         announce(&loaded, "as it was given to the kernel by load --early");
-        reboot::sync();
+        arguments.last_steps.take();
         return Err(reboot::kexec().into());
     }
     // Whatever is slow, or can fail, or can be interrupted comes before `kexec_load`: between that and
@@ -198,7 +221,7 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
             plan.tables,
         ),
     );
-    reboot::sync();
+    arguments.last_steps.take();
     stage.stamp(exec_requested, counter::now().unwrap_or(0))?;
     #[cfg(feature = "fault-injection")]
     fault::inject_into_stage(arguments, &mut stage);
@@ -250,7 +273,7 @@ fn announce(loaded: &Loaded, what: &str) {
 }
 
 /// The kernel has everything already, and shows nothing of it: there is nothing to check.
-fn exec_by_kernel(loaded: &Loaded) -> Result<(), Failure> {
+fn exec_by_kernel(arguments: &ExecArguments, loaded: &Loaded) -> Result<(), Failure> {
     if kexec::is_loaded() == Some(false) {
         return Err(Failure::Changed(
             "the kernel no longer has what was loaded".into(),
@@ -264,7 +287,7 @@ fn exec_by_kernel(loaded: &Loaded) -> Result<(), Failure> {
         loaded,
         &format!("the kernel copies {} to their places", units::bytes(total)),
     );
-    reboot::sync();
+    arguments.last_steps.take();
     Err(reboot::kexec().into())
 }
 

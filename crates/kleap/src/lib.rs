@@ -18,6 +18,7 @@ mod exec;
 pub mod fuzzing;
 mod hand_off;
 mod hold;
+mod kexec;
 mod last_words;
 mod load;
 mod machine;
@@ -71,6 +72,17 @@ enum Action {
     Unload,
     /// On the next kernel: say where the time of the hand-over went
     Report(Format),
+    /// Be kexec of kexec-tools: takes its options and has its exit codes (kleap kexec --help, kexec(8))
+    #[command(disable_help_flag = true)]
+    Kexec {
+        /// What kexec takes
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGUMENT"
+        )]
+        arguments: Vec<std::ffi::OsString>,
+    },
     /// Keep the payload's pages pinned; started by `load`
     #[command(hide = true)]
     Hold {
@@ -117,6 +129,9 @@ struct LoadArguments {
     early: bool,
     #[command(flatten)]
     hand_off: hand_off::HandOffArguments,
+    /// What `kexec` can ask for beside that
+    #[arg(skip)]
+    wishes: kexec::Wishes,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -147,6 +162,9 @@ impl From<StrategyArgument> for Strategy {
 struct ExecArguments {
     #[command(flatten)]
     hand_off: hand_off::HandOffArguments,
+    /// What is done at the very end, before the kernel is asked to go
+    #[arg(skip)]
+    last_steps: exec::LastSteps,
     /// Test only: damage what was checked: PIECE:OFFSET, stage:OFFSET, tables:OFFSET, exception, early-exception,
     /// lpis:on, lpis:off, lpis:forgotten, uart:silent, uart:unmapped, psci:other, psci:none; portable: use no CRC32 and
     /// SHA-256 instructions
@@ -170,6 +188,7 @@ fn run(action: Action) -> Result<ExitCode, Failure> {
         Action::Status(format) => status::status(format.json)?,
         Action::Unload => load::unload()?,
         Action::Report(format) => report::report(format.json)?,
+        Action::Kexec { arguments } => return Ok(kexec::main(arguments)),
         Action::Hold { files } => hold::hold(&files)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -179,14 +198,15 @@ fn run(action: Action) -> Result<ExitCode, Failure> {
 #[must_use]
 pub fn main() -> ExitCode {
     kleap_linux::limits::survive_file_size_limit();
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|name| kexec::is_name(&name)) {
+        return kexec::main(words.collect());
+    }
     let command = Command::parse();
     match run(command.action) {
         Ok(code) => code,
         Err(failure) => {
-            output::warn(&failure.to_string());
-            if let Some(hint) = failure.hint() {
-                output::warn(hint);
-            }
+            output::failed(&failure);
             ExitCode::from(failure.exit_code())
         }
     }

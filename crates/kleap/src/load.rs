@@ -281,6 +281,7 @@ impl<'a> Payload<'a> {
             pinned_by: None,
             early: false,
             hand_off: HandOffOptions::default().with(&arguments.hand_off),
+            window: arguments.wishes.window,
             layout,
             strategy: arguments.strategy.into(),
             verify: self.verify(),
@@ -341,7 +342,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         &mut new,
         &payload.requirements(place::STAGE_BYTES),
         strategy,
-        &payload.memory,
+        &payload.memory.within(payload.arguments.wishes.window),
         try_stage,
     )?;
     // With the pages taken, there is less.
@@ -421,7 +422,7 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
             .saturating_add(requirements.image_file_bytes)
             .saturating_add(requirements.device_tree_bytes + requirements.stage_bytes),
     )?;
-    let mut memory = payload.memory.clone();
+    let mut memory = payload.memory.within(payload.arguments.wishes.window);
     let layout = loop {
         let layout = layout::choose(
             &[],
@@ -487,9 +488,39 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
     Ok((loaded, stage.summary))
 }
 
-/// Gives the files to `kexec_file_load(2)`: the kernel does everything, and nobody verifies.
-fn load_files(payload: &mut Payload<'_>) -> Result<(), Failure> {
+/// Gives the files to `kexec_file_load(2)`: the kernel does everything, and nobody verifies. What cannot be asked of it
+/// is refused.
+pub(crate) fn load_files(arguments: &LoadArguments) -> Result<(), Failure> {
     use std::os::fd::AsFd;
+    let refuse = |options: &str, what: &str| {
+        Err(Failure::Unsupported(format!(
+            "{options}: kexec_file_load(2) {what}"
+        )))
+    };
+    if !matches!(arguments.verify, None | Some(Verify::None)) {
+        return refuse("--verify", "leaves nobody to verify anything");
+    }
+    if arguments.dtb.is_some() {
+        return refuse("--dtb", "takes no device tree");
+    }
+    if !arguments.hand_off.is_empty() {
+        return refuse(
+            "--verbose-handoff, --on-failure, --serial",
+            "has no relocator that could heed them",
+        );
+    }
+    if arguments.wishes.window.is_some() {
+        return refuse("--mem-min, --mem-max", "lets the kernel choose the memory");
+    }
+    let mut payload = Payload::read(arguments)?;
+    if payload.tree_path != Path::new(facts::DEVICE_TREE_PATH) {
+        output::warn(&format!(
+            "warning: the device tree in {} is not used: kexec_file_load(2) takes none",
+            payload.tree_path.display()
+        ));
+    }
+    machine::kexec_cost()?.check(true)?;
+    let store = Store::open_if_used()?;
     let image = std::mem::take(&mut payload.kernel.pieces).take()?;
     let kernel = kexec::image_file(&payload.arguments.image, &image)?;
     let made;
@@ -509,7 +540,8 @@ fn load_files(payload: &mut Payload<'_>) -> Result<(), Failure> {
         initrd.map(AsFd::as_fd),
         &payload.command_line,
     )?;
-    Ok(())
+    // The kernel has one thing loaded, and that is no longer ours.
+    store.map_or(Ok(()), |store| store.forget())
 }
 
 /// `kleap load`.
@@ -517,38 +549,14 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     let strategy: Strategy = arguments.strategy.into();
     if let Err(refusal) = machine::check() {
         // The last resort: a kernel that takes nothing but files.
-        if strategy != Strategy::Kernel || !refusal.leaves_file_load() || !kexec::has_file_load() {
+        if strategy != Strategy::Kernel
+            || arguments.wishes.not_as_files
+            || !refusal.leaves_file_load()
+            || !kexec::has_file_load()
+        {
             return Err(refusal);
         }
-        let mut payload = Payload::read(arguments)?;
-        if !matches!(arguments.verify, None | Some(Verify::None)) {
-            return Err(Failure::Unsupported(
-                "kexec_file_load(2), the only way that this kernel allows, leaves nobody to verify anything: \
-                 load without --verify"
-                    .into(),
-            ));
-        }
-        if arguments.dtb.is_some() {
-            return Err(Failure::Unsupported(
-                "kexec_file_load(2), the only way that this kernel allows, takes no device tree"
-                    .into(),
-            ));
-        }
-        if !arguments.hand_off.is_empty() {
-            return Err(Failure::Unsupported(
-                "kexec_file_load(2), the only way that this kernel allows, has no relocator: load without \
-                 --verbose-handoff, --on-failure and --serial"
-                    .into(),
-            ));
-        }
-        if payload.tree_path != Path::new(facts::DEVICE_TREE_PATH) {
-            output::warn(&format!(
-                "warning: the device tree in {} is not used: kexec_file_load(2) takes none",
-                payload.tree_path.display()
-            ));
-        }
-        machine::kexec_cost()?.check(true)?;
-        load_files(&mut payload)?;
+        load_files(arguments)?;
         output::warn(&format!(
             "warning: {refusal}: loaded by kexec_file_load(2) instead; the kernel places and copies everything, \
              and nobody verifies it. kleap status, exec and unload know nothing of it: enter it with systemctl \

@@ -118,6 +118,18 @@ impl Memory {
         found
     }
 
+    /// The same, but for what is outside of `window`: to choose from. What there is in truth stays `self`.
+    pub(crate) fn within(&self, window: Option<PhysRange>) -> Self {
+        match window {
+            None => self.clone(),
+            Some(window) => Self {
+                usable: self.usable.within(window),
+                plain: self.plain.within(window),
+                lasting: self.lasting.within(window),
+            },
+        }
+    }
+
     /// What may be mapped as Normal memory: plain memory, and what we own.
     pub(crate) fn mappable(&self, owned: impl Iterator<Item = Owned>) -> PhysRanges {
         self.plain.union(&owned.map(|part| part.range()).collect())

@@ -6,11 +6,47 @@
 
 use crate::error::Failure;
 use std::io::{ErrorKind, Write};
+use std::sync::OnceLock;
+
+/// Who hears notes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notes {
+    /// Whoever reads standard output.
+    Output,
+    /// Whoever reads standard error.
+    Error,
+    /// Nobody.
+    Nobody,
+}
+
+/// As it was chosen for this process, once, at its start.
+static NOTES: OnceLock<Notes> = OnceLock::new();
+
+/// Chooses who hears notes, where that is not [`Notes::Output`]. The first choice counts.
+pub(crate) fn choose_notes(notes: Notes) {
+    let _ = NOTES.set(notes);
+}
 
 /// Says something beside the work itself; lost if it cannot be written.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-    let _ = std::io::stdout().flush();
+    match NOTES.get().unwrap_or(&Notes::Output) {
+        Notes::Output => {
+            let _ = writeln!(std::io::stdout(), "{text}");
+            let _ = std::io::stdout().flush();
+        }
+        Notes::Error => {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+        Notes::Nobody => {}
+    }
+}
+
+/// Says why it did not work, and what can be done about it.
+pub(crate) fn failed(failure: &Failure) {
+    warn(&failure.to_string());
+    if let Some(hint) = failure.hint() {
+        warn(hint);
+    }
 }
 
 /// Says something on standard error; lost if it cannot be written.

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use kleap_linux::hugepages::PageFile;
 use kleap_linux::pagemap::Pagemap;
 use kleap_linux::pin::Region;
-use kleap_memmap::PhysAddr;
+use kleap_memmap::{PhysAddr, PhysRange};
 use kleap_plan::{Layout, Owned, Place, Strategy};
 use kleap_relocator::digest::{self, Algorithm, Digests, chunk_size_bytes};
 use serde::{Deserialize, Serialize};
@@ -161,6 +161,9 @@ pub(crate) struct Loaded {
     /// What was asked of the hand-over itself.
     #[serde(default)]
     pub(crate) hand_off: HandOffOptions,
+    /// Memory outside of this is not to be used.
+    #[serde(default)]
+    pub(crate) window: Option<PhysRange>,
     /// Where everything is.
     pub(crate) layout: Layout,
     /// What was asked for.

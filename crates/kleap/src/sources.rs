@@ -86,6 +86,7 @@ impl Bundle {
         }
         let kernel = found.kernel;
         let layers = kernel.layers();
+        arguments.wishes.check_type(path, layers)?;
         let mut names: Vec<String> = layers.iter().map(Layer::to_string).collect();
         if let Some(configuration) = &found.configuration {
             names.insert(1, format!("configuration {configuration}"));

@@ -224,7 +224,7 @@ impl Store {
 
     /// Whether the kernel has the stage of what is loaded, as far as this store knows.
     pub(crate) fn has_given_early(&self) -> bool {
-        path("early").exists()
+        has_given_early()
     }
 
     /// Notes that the kernel did not take what it was to be given, and has what it had.
@@ -611,6 +611,21 @@ impl Store {
         Ok(was_loaded)
     }
 
+    /// The store, if there is something in it.
+    pub(crate) fn open_if_used() -> Result<Option<Self>, Failure> {
+        if Path::new(ROOT).exists() {
+            Self::open().map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Removes what is loaded here, and leaves the kernel what it has: another thing, that was loaded since.
+    pub(crate) fn forget(&self) -> Result<(), Failure> {
+        remove_if_there(&path("early"))?;
+        self.remove_all()
+    }
+
     /// The pages of what is loaded.
     pub(crate) fn files(&self, loaded: &Loaded) -> Result<Files, Failure> {
         let open = |file: &FileNote| {
@@ -649,6 +664,11 @@ fn remove_payloads(directory: &Path, but: Option<&str>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Whether the kernel has the stage of what is loaded, as far as the store knows; without its lock.
+pub(crate) fn has_given_early() -> bool {
+    path("early").exists()
 }
 
 /// The files of a payload: paths.

@@ -88,6 +88,14 @@ pub fn names(text: &str) -> Vec<&str> {
     preferred
 }
 
+/// The UART that is called `name`, whether a console or not; `None` if there is none that can be written to.
+#[must_use]
+pub fn named(name: &str) -> Option<SerialConsole> {
+    // It becomes part of a path.
+    let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_name.then(|| in_directory(Path::new(DIRECTORY), name))?
+}
+
 fn in_directory(directory: &Path, name: &str) -> Option<SerialConsole> {
     describe(name, |attribute| {
         let path = directory.join(name).join(attribute);

@@ -18,6 +18,8 @@ use std::path::Path;
 
 /// `KEXEC_ARCH_AARCH64` (`include/uapi/linux/kexec.h`).
 const KEXEC_ARCH_AARCH64: libc::c_ulong = 183 << 16;
+/// `KEXEC_ON_CRASH`: of the crash kernel.
+const KEXEC_ON_CRASH: libc::c_ulong = 1;
 /// An architecture that no arm64 kernel accepts: `KEXEC_ARCH_386`.
 const KEXEC_ARCH_386: libc::c_ulong = 3 << 16;
 
@@ -111,7 +113,8 @@ struct KernelSegment {
 /// One call; the kernel's answer as it is.
 fn call(entry: u64, segments: &[KernelSegment], flags: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: `segments` outlives the call and each buffer in it is a live slice (`load`), or an address that
-    // the kernel refuses to read (`try_prepare`); the kernel copies and keeps no pointer. `flags` never has KEXEC_ON_CRASH, so no running memory is written.
+    // the kernel refuses to read (`try_prepare`); the kernel copies and keeps no pointer. `flags` has KEXEC_ON_CRASH only without
+    // segments (`unload_crash`), so no running memory is written.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_kexec_load,
@@ -506,6 +509,28 @@ pub fn has_file_load() -> bool {
 pub fn unload() -> Result<(), Error> {
     call(0, &[], KEXEC_ARCH_AARCH64)
         .map_err(|errno| explain(errno, "kexec_load(no segments)".into()))
+}
+
+/// Unloads the crash kernel, if there is one.
+///
+/// # Errors
+/// What the kernel answered.
+pub fn unload_crash() -> Result<(), Error> {
+    call(0, &[], KEXEC_ARCH_AARCH64 | KEXEC_ON_CRASH)
+        .map_err(|errno| explain(errno, "kexec_load(no segments, KEXEC_ON_CRASH)".into()))
+}
+
+/// Whether a crash kernel is loaded, by anyone; `None` if the kernel does not say.
+#[must_use]
+pub fn is_crash_loaded() -> Option<bool> {
+    [
+        "/sys/kernel/kexec_crash_loaded",
+        "/sys/kernel/kexec/crash_loaded",
+    ]
+    .into_iter()
+    .filter(|path| Path::new(path).exists())
+    .find_map(number)
+    .map(|loaded| loaded == 1)
 }
 
 /// Whether something is loaded for a normal kexec, by anyone; `None` if the kernel does not say.

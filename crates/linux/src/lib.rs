@@ -17,6 +17,7 @@ mod error;
 pub mod facts;
 pub mod holder;
 pub mod hugepages;
+pub mod interfaces;
 pub mod kernel_log;
 pub mod kexec;
 pub mod limits;
