@@ -36,6 +36,7 @@ const SYSTEM_CALLS: &[(&str, libc::c_long)] = &[
     ("pread64", libc::SYS_pread64),
     ("renameat", libc::SYS_renameat),
     ("renameat2", libc::SYS_renameat2),
+    ("reboot", libc::SYS_reboot),
     ("sched_getaffinity", libc::SYS_sched_getaffinity),
     ("sched_setaffinity", libc::SYS_sched_setaffinity),
     ("set_mempolicy", libc::SYS_set_mempolicy),

@@ -8,12 +8,14 @@ mod chain;
 mod check;
 mod cpio;
 mod demo;
+mod dropin;
 mod e2e;
 mod faults;
 mod formats;
 mod fuzz;
 mod gdbstub;
 mod initramfs;
+mod kexec_diff;
 mod lab;
 mod progress;
 mod qemu;
@@ -99,6 +101,8 @@ enum Task {
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
     },
+    /// Compare kleap under the name kexec with Debian's own kexec: every option, every mistake
+    KexecDiff,
     /// Make one Debian kernel in every format that the command takes, with the real tools
     Formats {
         /// The kernel: 5.10, 6.1, 6.12, 7.3 or 6.12-16k
@@ -147,6 +151,7 @@ fn run(arguments: Arguments) -> Result<()> {
         ),
         Task::Bench(wish) => bench::run(&lab, &wish),
         Task::Test => test::run(&lab),
+        Task::KexecDiff => kexec_diff::run(&lab),
         Task::Formats { kernel } => formats::run(&lab, &kernel),
         Task::Soak(wish) => soak::run(&lab, &wish),
         Task::Stress(wish) => stress::run(&lab, &wish),

@@ -169,6 +169,8 @@ pub(crate) enum Script {
     Format(Format),
     /// Hands over with two initrds, one of them compressed, that `--decompress-initrd` makes one of.
     Initrds,
+    /// Does each case once by kexec-tools and once by kleap as `kexec`.
+    KexecDiff(&'static [crate::kexec_diff::Case]),
     /// A script made for the row, in which [`COMMAND_LINE`] stands for the second kernel's.
     Template(String),
 }
@@ -188,6 +190,8 @@ pub(crate) enum End {
     Verdict,
     /// As [`End::Verdict`]; and each `kleap check --json` that the script ran said this.
     Checks(Vec<crate::check::Expected>),
+    /// As [`End::Verdict`]; and both programs did the same in each case, but for what is written down.
+    KexecDiff(&'static [crate::kexec_diff::Case]),
     /// Every kernel of a chain says what it found; then as [`End::Verdict`].
     Chain {
         /// How many hand-overs.
@@ -427,7 +431,7 @@ impl Row {
             Script::Break { .. } => "broken",
             Script::Early => "early",
             Script::Format(_) | Script::Initrds => "formats",
-            Script::Text(_) | Script::Template(_) => "script",
+            Script::Text(_) | Script::Template(_) | Script::KexecDiff(_) => "script",
             Script::Chain { .. } => "chain",
         };
         self.name = format!(
@@ -592,6 +596,7 @@ impl Row {
                  say executing\nrun kleap exec\nfinish fail 'kleap exec came back'\n"
             ),
             Script::Text(text) => (*text).to_owned(),
+            Script::KexecDiff(cases) => crate::kexec_diff::script(cases),
             // In the base, the same for every kernel.
             Script::Chain { .. } => String::new(),
             Script::Template(text) => text.replace(COMMAND_LINE, &command_line),
@@ -1123,6 +1128,8 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(chain());
     rows.extend(formats());
     rows.extend(crate::check::rows());
+    rows.extend(crate::kexec_diff::rows());
+    rows.extend(crate::dropin::rows());
     rows.extend(crate::stress::rows());
     rows.extend(crate::watchdog::rows());
     for row in &mut rows {

@@ -17,6 +17,7 @@ use crate::check;
 use crate::cpio::Archive;
 use crate::formats::{self, Tools};
 use crate::initramfs::{self, Base, Payload, SecondInitrd};
+use crate::kexec_diff;
 use crate::lab::{self, Lab};
 use crate::qemu::{self, Description, Line, Machine};
 use crate::rows::{Board, End, Firmware, Row, Script, WITNESS_LINE};
@@ -315,6 +316,9 @@ fn write_initramfs(
         let content = content.with_context(|| format!("the module {name} was not prepared"))?;
         extra_files.push((format!("lab/{name}.ko"), content.clone()));
     }
+    if matches!(row.script, Script::KexecDiff(_)) {
+        extra_files.extend(kexec_diff::files());
+    }
     let tools = || {
         let tools = assets.format_tools.as_ref();
         tools.context("the formats' tools were not prepared")
@@ -430,7 +434,7 @@ fn watch(
             let verdict = wait_for_word(machine, token, verdict_deadline_ms, on_line)?;
             ensure!(verdict == "ok", "the machine's own verdict: {verdict}");
         }
-        End::Verdict | End::Checks(_) => {
+        End::Verdict | End::Checks(_) | End::KexecDiff(_) => {
             wait_for_ok(machine, token, verdict_deadline_ms, on_line)?;
         }
         End::Complaint { text } => {
@@ -550,6 +554,9 @@ fn watch(
     }
     if let End::Checks(expected) = &row.end {
         *note = Some(check::judge(machine.history(), expected)?);
+    }
+    if let End::KexecDiff(cases) = &row.end {
+        *note = Some(kexec_diff::judge(machine.history(), cases)?);
     }
     check_lines(machine, row.lines)
 }

@@ -16,6 +16,8 @@ mod error;
 mod exec;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+#[cfg(test)]
+mod generated;
 mod hand_off;
 mod hold;
 mod kexec;

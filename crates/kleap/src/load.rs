@@ -580,6 +580,10 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     };
     match loaded {
         Ok((loaded, summary)) => {
+            // Whoever says -i to kexec has been told nothing of it for twenty years.
+            if loaded.verify == Verify::None && !arguments.wishes.by_kexec {
+                warn_of_no_verification();
+            }
             report(&loaded, &summary, &cost);
             Ok(())
         }
@@ -594,14 +598,15 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     }
 }
 
+fn warn_of_no_verification() {
+    output::warn(
+        "warning: --verify none: Image, initrd and device tree will be entered as they are then, damaged or \
+         not; nobody compares them with what was loaded",
+    );
+}
+
 /// Says what was loaded, and what it will cost.
 fn report(loaded: &Loaded, summary: &Summary, cost: &machine::KexecCost) {
-    if loaded.verify == Verify::None {
-        output::warn(
-            "warning: --verify none: Image, initrd and device tree will be entered as they are then, damaged or \
-             not; nobody compares them with what was loaded",
-        );
-    }
     let total: u64 = loaded
         .pieces()
         .map(|(_, _, content)| content.size_bytes)

@@ -28,7 +28,7 @@ const LIBRARIES: &str = "lib";
 /// The program with its libraries.
 #[derive(Debug)]
 pub(crate) struct KexecTools {
-    /// What a machine's initramfs needs: `bin/kexec`, the loader, libraries.
+    /// What a machine's initramfs needs: `bin/kexec`, the loader, libraries, and Debian's script that loads.
     pub(crate) files: ExtraFiles,
 }
 
@@ -68,6 +68,10 @@ impl KexecTools {
         );
         let mut files = vec![
             ("bin/kexec".to_owned(), read(&program)?),
+            (
+                "lab/kexec-load-kernel".to_owned(),
+                read(&root.join("usr/sbin/kexec-load-kernel"))?,
+            ),
             (format!("{LIBRARIES}/{LOADER}"), read(&loader)?),
         ];
         for (name, path) in parse_list(&String::from_utf8_lossy(&output.stdout))? {

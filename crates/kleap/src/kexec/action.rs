@@ -232,12 +232,38 @@ fn window(load: &Load) -> Result<Option<PhysRange>, u8> {
     }
 }
 
+/// Files that cannot be read have an exit code of their own.
+fn check_readable(path: &Path) -> Step {
+    // Nothing but a file is opened: a FIFO would wait for somebody.
+    let metadata = std::fs::metadata(path).and_then(|metadata| {
+        if metadata.is_file() {
+            std::fs::File::open(path)?;
+        }
+        Ok(metadata)
+    });
+    let what = match metadata {
+        Err(error) => error.to_string(),
+        Ok(metadata) if !metadata.is_file() => "is not a regular file".to_owned(),
+        Ok(metadata) if metadata.len() == 0 => "is empty".to_owned(),
+        Ok(_) => return Ok(()),
+    };
+    refuse(&format!("{}: {what}", path.display()))
+}
+
 fn load(request: &Request, wanted: &Load, retained: Option<PathBuf>) -> Step {
     let Some(kernel) = &wanted.kernel else {
         output::warn("No kernel specified");
         output::warn("kexec --help shows all options");
         return Err(FAILED);
     };
+    check_readable(kernel)?;
+    if let Some(tree) = &wanted.device_tree {
+        check_readable(tree)?;
+    }
+    // A missing one is a load that failed, to kexec-tools; an empty one is not.
+    if let Some(initrd) = wanted.initrd.as_deref().filter(|path| path.exists()) {
+        check_readable(initrd)?;
+    }
     let serial = wanted.serial.as_deref().map(serial).transpose()?;
     let arguments = LoadArguments {
         image: kernel.clone(),
@@ -256,6 +282,7 @@ fn load(request: &Request, wanted: &Load, retained: Option<PathBuf>) -> Step {
             ..HandOffArguments::default()
         },
         wishes: Wishes {
+            by_kexec: true,
             window: window(wanted)?,
             kind: wanted.kind,
             not_as_files: request.syscall == Syscall::Load,
@@ -263,7 +290,7 @@ fn load(request: &Request, wanted: &Load, retained: Option<PathBuf>) -> Step {
     };
     match request.which {
         Which::Normal => load_normal(request.syscall, arguments),
-        Which::Crash => load_crash(&arguments),
+        Which::Crash => load_crash(request.syscall, &arguments),
     }
     .map_err(|failure| failed(&failure))
 }
@@ -295,7 +322,10 @@ fn load_normal(syscall: Syscall, mut arguments: LoadArguments) -> Result<(), Fai
 }
 
 /// Crash kernels: the one place to fill in.
-fn load_crash(_arguments: &LoadArguments) -> Result<(), Failure> {
+fn load_crash(syscall: Syscall, _arguments: &LoadArguments) -> Result<(), Failure> {
+    if syscall == Syscall::File && !kexec::has_file_load() {
+        return Err(kleap_linux::Error::NoKexecFile.into());
+    }
     Err(Failure::Unsupported(
         "this version of kleap does not load crash kernels (kexec -p): load them with kexec-tools"
             .into(),

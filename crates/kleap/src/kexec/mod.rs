@@ -41,6 +41,8 @@ const FAILED: u8 = 255;
 /// What `kexec` can ask a load for that `kleap load` cannot.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wishes {
+    /// `kexec` asks.
+    pub(crate) by_kexec: bool,
     /// Memory outside of this is not to be used.
     pub(crate) window: Option<PhysRange>,
     /// What the kernel's file must be.
@@ -94,7 +96,7 @@ pub(crate) fn is_name(name: &OsStr) -> bool {
 
 /// The command line for the shells' completions, and for nothing else: words are understood by [`request`].
 #[cfg(test)]
-fn for_completions() -> clap::Command {
+pub(crate) fn for_completions() -> clap::Command {
     let mut command = clap::Command::new(NAME)
         .disable_help_flag(true)
         .arg(clap::Arg::new("KERNEL").value_hint(clap::ValueHint::FilePath));
@@ -114,6 +116,12 @@ fn for_completions() -> clap::Command {
         command = command.arg(argument);
     }
     command
+}
+
+/// The list of options in kexec(8).
+#[cfg(test)]
+pub(crate) fn manual_options() -> String {
+    options::manual()
 }
 
 /// `kexec`, with the words after its name.

@@ -351,6 +351,32 @@ pub(super) fn usage() -> String {
     text
 }
 
+/// The list for the manual page.
+#[cfg(test)]
+pub(super) fn manual() -> String {
+    let escaped = |text: &str| text.replace('-', "\\-");
+    let mut text = String::new();
+    for row in ROWS {
+        text.push_str(".TP\n");
+        let mut spellings = Vec::new();
+        if let Some(letter) = row.short {
+            spellings.push(format!("\\fB\\-{letter}\\fR"));
+        }
+        let value = match row.value {
+            Value::None => String::new(),
+            Value::File => "=\\fIFILE\\fR".to_owned(),
+            Value::Text(name) => format!("=\\fI{name}\\fR"),
+        };
+        spellings.push(format!("\\fB\\-\\-{}\\fR{value}", escaped(row.long)));
+        text.push_str(&format!(
+            "{}\n{}.\n",
+            spellings.join(", "),
+            escaped(row.what)
+        ));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -126,6 +126,8 @@ pub(super) enum Wrong {
         "'{0}' is one operand too many: quote a command line that has blanks in it, as in --append=\"...\""
     )]
     Operand(String),
+    #[error("'{0}': nothing is to be loaded, and nothing else takes an operand")]
+    NoOperand(String),
     #[error("--mem-min={min:#x} is above --mem-max={max:#x}")]
     Window { min: u64, max: u64 },
     /// Exit code 1, without.
@@ -149,6 +151,8 @@ struct Switches {
     load: bool,
     /// `-l` was there.
     named_load: bool,
+    /// A load was named, of whatever kind.
+    any_load: bool,
     unload: bool,
     status: bool,
     shutdown: bool,
@@ -164,6 +168,7 @@ impl Default for Switches {
         Self {
             load: true,
             named_load: false,
+            any_load: false,
             unload: false,
             status: false,
             shutdown: true,
@@ -179,6 +184,7 @@ impl Default for Switches {
 impl Switches {
     /// An option that names an action.
     fn act(&mut self, id: Id) {
+        self.any_load |= matches!(id, Id::Load | Id::LoadPanic | Id::Force);
         match id {
             Id::Load => {
                 self.named_load = true;
@@ -336,18 +342,20 @@ pub(super) fn understand(words: Vec<OsString>) -> Result<Asked, Wrong> {
         switches.load = false;
     }
     if !switches.load {
-        if let Some(option) = about_loading {
-            return Err(Wrong::NothingToLoad(option));
+        // Where a load was named, and something else after it, they were that load's.
+        if !switches.any_load {
+            if let Some(option) = about_loading {
+                return Err(Wrong::NothingToLoad(option));
+            }
+            if let Some(operand) = operands.first() {
+                return Err(Wrong::NoOperand(operand.to_string_lossy().into_owned()));
+            }
         }
-        if let Some(operand) = operands.first() {
-            return Err(Wrong::Operand(operand.to_string_lossy().into_owned()));
-        }
-        load = Load::default();
-    }
-    if let Some(operand) = operands.get(1) {
-        return Err(Wrong::Operand(operand.to_string_lossy().into_owned()));
     }
     if switches.load {
+        if let Some(operand) = operands.get(1) {
+            return Err(Wrong::Operand(operand.to_string_lossy().into_owned()));
+        }
         if let Some(why) = refused.first().and_then(|id| refusal(*id)) {
             return Err(Wrong::Refused(why.into()));
         }
@@ -639,6 +647,7 @@ mod tests {
             ..Request::default()
         };
         assert_eq!(work(&["-l", "-u"]), unload);
+        assert_eq!(work(&["-l", "K", "--append=x", "-u"]), unload);
         assert_eq!(
             work(&["-u", "-l", "K"]),
             Request {
@@ -653,7 +662,7 @@ mod tests {
                 ..go()
             }
         );
-        assert_eq!(work(&["-e", "-u"]).exec, true);
+        assert!(work(&["-e", "-u"]).exec);
         let crash = |request| Request {
             which: Which::Crash,
             ..request
@@ -743,7 +752,7 @@ mod tests {
                 &["-l", "--append", "quiet", "K", "splash"],
                 "'splash' is one operand too many",
             ),
-            (&["-e", "K"], "'K' is one operand too many"),
+            (&["-e", "K"], "'K': nothing is to be loaded"),
             (&["-u", "--append=x"], "nothing is to be loaded"),
             (&["-e", "--dtb=D"], "nothing is to be loaded"),
             (&["-S", "--initrd=I"], "nothing is to be loaded"),
