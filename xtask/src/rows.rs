@@ -653,6 +653,7 @@ const FAST: &[&str] = &[
     "6.1-to-6.12/el2-a57/in-place/47M/cpus4/efi",
     "5.10-to-7.3/el2-a57/kernel/47M/cpus4",
     "6.1-to-7.3/el1-a57/early/47M/cpus4",
+    "kexec/exec/el2-a57",
     "formats/fit",
     "formats/uki-zboot",
     "kexec-cost/6.1/el2-a57/2048M",
