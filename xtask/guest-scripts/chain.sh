@@ -29,7 +29,9 @@ reserved_kb() {
 }
 
 kernel=$(turn "$hop")
-case "$(uname -r)" in
+# What follows a dash is the flavour, which is last in the release.
+case "$(uname -r)-" in
+"${kernel%%-*}".*"-${kernel#*-}-") ;;
 "$kernel".*) ;;
 *) fail "this is Linux $(uname -r), not $kernel" ;;
 esac
@@ -43,7 +45,8 @@ if [ "$hop" -gt 0 ]; then
 fi
 dmesg | grep -E 'GICv3: .*(preallocated|property table|pending table)'
 say "hop=$hop kernel=$kernel mem_total_kb=$(awk '/^MemTotal/ { print $2 }' /proc/meminfo)" \
-    "reserved_kb=$(reserved_kb) reservations=$(grep -c ': reserved$' /proc/iomem)"
+    "reserved_kb=$(reserved_kb) reservations=$(grep -c ': reserved$' /proc/iomem)" \
+    "page_kb=$(awk '/^KernelPageSize/ { print $2; exit }' /proc/self/smaps)"
 [ -z "$reasons" ] || finish fail "after $hop hand-overs: $reasons"
 [ "$hop" -lt "$hops" ] || finish ok
 

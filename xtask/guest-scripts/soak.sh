@@ -34,7 +34,7 @@ if [ "$hop" -gt 0 ]; then
     moved=$(sed -n 's/^ *"moved_bytes": *\([0-9]*\).*/\1/p' /run/report.json)
     hugepages=$(kleap-guest hugepages | tr '\n' ' ')
 fi
-say "hop=$hop kernel=$kernel mem_total_kb=$total_kb reserved_kb=0 strategy=$strategy padding_mb=$padding_mb" \
+say "hop=$hop kernel=$kernel mem_total_kb=$total_kb reserved_kb=0 page_kb=$page_kb strategy=$strategy padding_mb=$padding_mb" \
     "moved_bytes=$moved"
 [ -z "$reasons" ] || finish fail "after $hop hand-overs: $reasons"
 

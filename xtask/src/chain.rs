@@ -12,8 +12,9 @@ use std::fmt::Write;
 use anyhow::{Context, Result, ensure};
 
 /// The kernel's own early tables take a page more or less, and so does the end of its initrd, depending on where they
-/// lie, and that differs from hand-over to hand-over, up and down. What is lost in earnest is 64 KiB and more at each.
-const TOLERANCE_KB: u64 = 8;
+/// lie, and that differs from hand-over to hand-over, up and down. What is lost in earnest is 64 KiB and more at each,
+/// which pages of 64 KiB hide in one hand-over, and not in several.
+const TOLERANCE_PAGES: u64 = 2;
 
 /// What one kernel said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,7 @@ pub(crate) struct Found {
     kernel: String,
     mem_total_kb: u64,
     reserved_kb: u64,
+    page_kb: u64,
 }
 
 impl Found {
@@ -40,6 +42,7 @@ impl Found {
             kernel: value("kernel")?.to_owned(),
             mem_total_kb: number("mem_total_kb")?,
             reserved_kb: number("reserved_kb")?,
+            page_kb: number("page_kb")?,
         })
     }
 }
@@ -57,7 +60,8 @@ pub(crate) fn compare(chain: &[Found], lost_kb_per_hop: u64) -> Result<String> {
             let lost_kb = lost_kb_per_hop.saturating_mul((hop - earlier_hop) as u64);
             let expected_kb = earlier.mem_total_kb.saturating_sub(lost_kb);
             ensure!(
-                found.mem_total_kb.abs_diff(expected_kb) <= TOLERANCE_KB,
+                found.mem_total_kb.abs_diff(expected_kb)
+                    <= TOLERANCE_PAGES.saturating_mul(found.page_kb),
                 "Linux {} has {} KiB after {hop} hand-overs and had {} KiB after {earlier_hop} \
                  (reserved {} and {} KiB), where {lost_kb} KiB should have been lost",
                 found.kernel,
@@ -90,7 +94,7 @@ mod tests {
 
     fn found(kernel: &str, mem_total_kb: u64) -> Found {
         Found::parse(&format!(
-            "kernel={kernel} mem_total_kb={mem_total_kb} reserved_kb=1 reservations=2"
+            "kernel={kernel} mem_total_kb={mem_total_kb} reserved_kb=1 reservations=2 page_kb=4"
         ))
         .unwrap()
     }
@@ -142,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_line_without_a_number_is_an_error() {
-        assert!(Found::parse("kernel=5.10 mem_total_kb= reserved_kb=1").is_err());
-        assert!(Found::parse("kernel=5.10 reserved_kb=1").is_err());
+        assert!(Found::parse("kernel=5.10 mem_total_kb= reserved_kb=1 page_kb=4").is_err());
+        assert!(Found::parse("kernel=5.10 reserved_kb=1 page_kb=4").is_err());
     }
 }

@@ -246,6 +246,40 @@ fn ends(mut row: Row, verdict: &'static str, findings: &'static [Finding]) -> Ro
     row
 }
 
+/// What a machine without huge pages must say.
+const NO_HUGE_PAGES: &[Finding] = &[
+    finding(
+        "huge-pages",
+        "warning",
+        "no huge pages of 2 MiB",
+        "--strategy kernel",
+    ),
+    finding("kexec-load", "ok", "", ""),
+    finding("pagemap", "ok", "", ""),
+    finding("cpus", "ok", "", ""),
+];
+
+/// The rows with kernels that are built here: with pages of 64 KiB, with `kexec_file_load(2)`, without huge
+/// pages.
+pub(crate) fn built_rows(
+    pages_64k: &'static str,
+    file: &'static str,
+    no_huge_pages: &'static str,
+) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (first, kind) in [(pages_64k, EL2_A57), (pages_64k, VHE_MAX), (file, VHE_N1)] {
+        let name = format!("{first}/{}/ready", kind.name);
+        rows.push(ends(row(first, kind, &name), "ready", READY_DEVICE_TREE));
+    }
+    let name = format!("{no_huge_pages}/{}/limited", EL1_A57.name);
+    rows.push(ends(
+        row(no_huge_pages, EL1_A57, &name),
+        "limited",
+        NO_HUGE_PAGES,
+    ));
+    rows
+}
+
 /// The rows.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();

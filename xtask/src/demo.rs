@@ -9,7 +9,7 @@ use crate::lab::Lab;
 use crate::qemu::Line;
 use crate::rows::{self, Row, Strategy};
 use crate::run::{self, Assets, KERNEL_ENTRY};
-use crate::setup::KERNELS;
+use crate::setup::known_name;
 
 /// How much of one line of the console is shown.
 const SHOWN_COLUMNS: usize = 100;
@@ -90,20 +90,6 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
 
 /// The name under which a file of the user's is known.
 const YOURS: &str = "the given kernel";
-
-/// A kernel's name, if there is one of that name.
-pub(crate) fn known_name(name: &str) -> Result<&'static str> {
-    match KERNELS.iter().find(|kernel| kernel.name == name) {
-        Some(kernel) => Ok(kernel.name),
-        None => {
-            let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
-            bail!(
-                "no kernel is called {name}; there are: {}",
-                names.join(", ")
-            )
-        }
-    }
-}
 
 /// Turns the console into a few lines, and shows its last line below them on a terminal.
 #[derive(Debug)]

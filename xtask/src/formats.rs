@@ -19,6 +19,7 @@ use object::{Object, ObjectSection};
 
 use crate::apt::{self, Apt};
 use crate::cpio::Archive;
+use crate::kernels;
 use crate::lab::{self, Lab};
 use crate::progress::Progress;
 use crate::rows::Row;
@@ -87,6 +88,18 @@ pub(crate) const FORMATS: &[Format] = &[
     Format {
         has_command_line: true,
         ..with_initrd("uki-zboot")
+    },
+];
+
+/// What the build of [`kernels::ZBOOT_KERNEL`] leaves: made of that kernel alone.
+pub(crate) const BUILT_FORMATS: &[Format] = &[
+    kernel_only("built-zboot-gzip"),
+    kernel_only("built-zboot-zstd"),
+    kernel_only("built-vmlinux"),
+    kernel_only("built-vmlinux-stripped"),
+    Format {
+        has_command_line: true,
+        ..with_initrd("uki-built-zboot")
     },
 ];
 
@@ -302,6 +315,15 @@ impl Tools {
                 self.zboot("zstd", image, directory, &kernel)?;
                 self.uki(&kernel, inputs, &to)?;
             }
+            "built-zboot-gzip" => return built(image, kernels::ZBOOT_GZIP),
+            "built-zboot-zstd" => return built(image, kernels::ZBOOT_ZSTD),
+            "built-vmlinux" => return built(image, kernels::VMLINUX),
+            "built-vmlinux-stripped" => {
+                // As packages of distributions are: without symbols.
+                let (linked, to) = (text(&built(image, kernels::VMLINUX)?), text(&to));
+                self.run(&self.objcopy, &["--strip-all", &linked, &to], directory)?;
+            }
+            "uki-built-zboot" => self.uki(&built(image, kernels::ZBOOT_ZSTD)?, inputs, &to)?,
             name => match name.strip_prefix("zboot-") {
                 Some(compression) => self.zboot(compression, image, directory, &to)?,
                 None => return self.compressed(name, image),
@@ -424,6 +446,18 @@ impl Tools {
     }
 }
 
+/// What a kernel's build left beside its `Image`.
+fn built(image: &Path, kept: &str) -> Result<PathBuf> {
+    let path = image.with_file_name(kept);
+    ensure!(
+        path.is_file(),
+        "no {}: only the kernel {} has one",
+        path.display(),
+        kernels::ZBOOT_KERNEL
+    );
+    Ok(path)
+}
+
 /// The source of a FIT.
 fn image_tree(
     kernel: &Path,
@@ -499,7 +533,12 @@ pub(crate) fn run(lab: &Lab, kernel: &str) -> Result<()> {
     archive.file("init", b"#!/bin/sh\n")?;
     archive.finish()?;
     fs::write(&initrd, &bytes).context("cannot write an initrd")?;
-    for format in FORMATS {
+    let built: &[Format] = if kernel.name == kernels::ZBOOT_KERNEL {
+        BUILT_FORMATS
+    } else {
+        &[]
+    };
+    for format in FORMATS.iter().chain(built) {
         let own = work.join(format.name);
         lab::fresh_directory(&own)?;
         let made = tools.make(

@@ -84,7 +84,16 @@ impl Lab {
     /// What is taken is a name of an abstract socket, because the kernel gives it back however the
     /// process ends. Rejected: a lock file with a process id, which somebody has to find stale.
     pub(crate) fn exclusive(&self) -> Result<Exclusive> {
-        let digest = Sha256::digest(self.root.as_os_str().as_bytes());
+        self.exclusive_for("")
+    }
+
+    /// Waits until no other process makes this part of the lab, which takes so long that others should not wait
+    /// for it.
+    pub(crate) fn exclusive_for(&self, part: &str) -> Result<Exclusive> {
+        let mut hasher = Sha256::new();
+        hasher.update(self.root.as_os_str().as_bytes());
+        hasher.update(part);
+        let digest = hasher.finalize();
         let name: String = digest
             .iter()
             .take(16)

@@ -4,6 +4,7 @@
 mod apt;
 mod bench;
 mod build;
+mod built;
 mod chain;
 mod check;
 mod cpio;
@@ -15,6 +16,7 @@ mod formats;
 mod fuzz;
 mod gdbstub;
 mod initramfs;
+mod kernels;
 mod kexec_diff;
 mod lab;
 mod progress;
@@ -109,6 +111,12 @@ enum Task {
         #[arg(long, default_value = "6.1", value_name = "NAME")]
         kernel: String,
     },
+    /// Build kernels that Debian does not have, from Debian's source: minutes for each, then cached
+    Kernel {
+        /// Which: 7.3-64k, 7.3-file, 7.3-nohuge, 7.3-zboot [default: all]
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
     /// Attack the command in QEMU, many times: fragmented memory, kills, loads at one time
     Stress(stress::Wish),
     /// Many hand-overs in a row in one machine, each another way
@@ -153,6 +161,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Task::Test => test::run(&lab),
         Task::KexecDiff => kexec_diff::run(&lab),
         Task::Formats { kernel } => formats::run(&lab, &kernel),
+        Task::Kernel { names } => kernels::run(&lab, &names),
         Task::Soak(wish) => soak::run(&lab, &wish),
         Task::Stress(wish) => stress::run(&lab, &wish),
         Task::Faults(wish) => faults::run(&lab, &wish),

@@ -20,7 +20,7 @@ const SMALL_MEMORY_MB: u32 = 2048;
 const LARGE_MEMORY_MB: u32 = 6144;
 /// For an initrd with four kernels, which each kernel of a chain holds four times: as it was given it, as
 /// files, as one file, and in huge pages.
-const CHAIN_MEMORY_MB: u32 = 3072;
+pub(crate) const CHAIN_MEMORY_MB: u32 = 3072;
 /// How many CPUs most rows have.
 const USUAL_CPUS: u32 = 4;
 /// Every kernel's command line starts with this. A panic ends the machine. The watchdogs are off: when
@@ -167,6 +167,8 @@ pub(crate) enum Script {
     },
     /// Hands over to a kernel in this format, with what the format has in it.
     Format(Format),
+    /// The same with a script made for the row, in which [`COMMAND_LINE`] stands for the second kernel's.
+    FormatTemplate(Format, String),
     /// Hands over with two initrds, one of them compressed, that `--decompress-initrd` makes one of.
     Initrds,
     /// Does each case once by kexec-tools and once by kleap as `kexec`.
@@ -401,7 +403,7 @@ impl Row {
         row
     }
 
-    fn large(mut self) -> Self {
+    pub(crate) fn large(mut self) -> Self {
         self.payload_bytes = LARGE_PAYLOAD_BYTES;
         self.memory_mb = LARGE_MEMORY_MB;
         self.named()
@@ -430,7 +432,7 @@ impl Row {
             Script::Refuse(_) => "refused",
             Script::Break { .. } => "broken",
             Script::Early => "early",
-            Script::Format(_) | Script::Initrds => "formats",
+            Script::Format(_) | Script::FormatTemplate(..) | Script::Initrds => "formats",
             Script::Text(_) | Script::Template(_) | Script::KexecDiff(_) => "script",
             Script::Chain { .. } => "chain",
         };
@@ -599,7 +601,9 @@ impl Row {
             Script::KexecDiff(cases) => crate::kexec_diff::script(cases),
             // In the base, the same for every kernel.
             Script::Chain { .. } => String::new(),
-            Script::Template(text) => text.replace(COMMAND_LINE, &command_line),
+            Script::Template(text) | Script::FormatTemplate(_, text) => {
+                text.replace(COMMAND_LINE, &command_line)
+            }
         }
     }
 }
@@ -695,6 +699,14 @@ const KEXEC_COST_16K_MB: [u32; 2] = [8192, 16384];
 /// The system call of 6.12 with 4K pages would take the first kernel down on this machine.
 fn crashes(first: &str, kind: Kind) -> bool {
     first == "6.12" && kind == VHE_MAX
+}
+
+/// The row, on a kernel that survives loading.
+pub(crate) fn usable(mut row: Row) -> Row {
+    if crashes(row.first, row.kind) {
+        row.first_words = WITHOUT_LPA2;
+    }
+    row
 }
 
 /// What is broken after the last check, on every kind of machine: a line that says what, then a reset.
@@ -1055,13 +1067,6 @@ pub(crate) fn all() -> Vec<Row> {
                 .map(|&(first, second)| (first, second, KINDS_16K)),
         )
         .collect();
-    let usable = |row: Row| {
-        let mut row = row;
-        if crashes(row.first, row.kind) {
-            row.first_words = WITHOUT_LPA2;
-        }
-        row
-    };
     for &(first, second, kinds) in &combinations {
         for &kind in kinds {
             for &strategy in STRATEGIES {
@@ -1128,6 +1133,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(lpis());
     rows.extend(chain());
     rows.extend(formats());
+    rows.extend(crate::built::rows());
     rows.extend(crate::check::rows());
     rows.extend(crate::kexec_diff::rows());
     rows.extend(crate::dropin::rows());

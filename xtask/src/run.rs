@@ -106,7 +106,12 @@ impl Assets {
         } else {
             None
         };
-        let wants_tools = |row: &Row| matches!(row.script, Script::Format(_) | Script::Initrds);
+        let wants_tools = |row: &Row| {
+            matches!(
+                row.script,
+                Script::Format(_) | Script::FormatTemplate(..) | Script::Initrds
+            )
+        };
         let format_tools = if rows.iter().any(wants_tools) {
             Some(Tools::fetch(lab)?)
         } else {
@@ -324,7 +329,7 @@ fn write_initramfs(
         tools.context("the formats' tools were not prepared")
     };
     match &row.script {
-        Script::Format(format) => {
+        Script::Format(format) | Script::FormatTemplate(format, _) => {
             let (initrd, tree) = (directory.join("initrd"), directory.join("tree.dtb"));
             let second = initramfs::write_second(&initrd, base)?;
             formats::dump_tree(&assets.qemu, row, &tree)?;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::apt::{self, Apt, Package, Release};
+use crate::kernels;
 use crate::lab::{self, Exclusive, Lab};
 use crate::toolchain::{self, Rust};
 
@@ -127,9 +128,21 @@ pub(crate) fn to_be_made(lab: &Lab, directory: &Path) -> Result<Option<Exclusive
 }
 
 fn source(name: &str) -> Result<&'static KernelSource> {
-    let all = || KERNELS.iter().chain(SPECIAL_KERNELS);
-    all().find(|kernel| kernel.name == name).with_context(|| {
-        let names: Vec<_> = all().map(|kernel| kernel.name).collect();
+    let mut all = KERNELS.iter().chain(SPECIAL_KERNELS);
+    all.find(|kernel| kernel.name == name)
+        .with_context(|| match known_name(name) {
+            Ok(_) => format!("the kernel {name} is built here, and has no package"),
+            Err(error) => error.to_string(),
+        })
+}
+
+/// A kernel's name, if there is one of that name.
+pub(crate) fn known_name(name: &str) -> Result<&'static str> {
+    let debian = KERNELS.iter().chain(SPECIAL_KERNELS);
+    let built = kernels::RECIPES.iter().map(|recipe| recipe.name);
+    let names: Vec<_> = debian.map(|kernel| kernel.name).chain(built).collect();
+    let known = names.iter().copied().find(|known| *known == name);
+    known.with_context(|| {
         format!(
             "no kernel is called {name}; there are: {}",
             names.join(", ")
@@ -137,8 +150,11 @@ fn source(name: &str) -> Result<&'static KernelSource> {
     })
 }
 
-/// A kernel by its name, downloaded where it is not there yet.
+/// A kernel by its name, downloaded or built where it is not there yet.
 pub(crate) fn kernel(lab: &Lab, name: &str) -> Result<Kernel> {
+    if let Some(recipe) = kernels::recipe(name) {
+        return kernels::kernel(lab, recipe);
+    }
     let source = source(name)?;
     let directory = lab.directory(&format!("kernels/{name}"))?;
     let version = match stamp(&directory) {
@@ -420,7 +436,8 @@ pub(crate) fn efi_stub(lab: &Lab) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn fetch_one(apt: &Apt, name: &str, directory: &Path) -> Result<Package> {
+/// The newest version of a package that can be had, unpacked into `unpacked`.
+pub(crate) fn fetch_one(apt: &Apt, name: &str, directory: &Path) -> Result<Package> {
     let unpacked = directory.join("unpacked");
     let mut reason = None;
     for package in apt.versions(name)? {

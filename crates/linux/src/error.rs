@@ -149,7 +149,9 @@ impl Error {
                 "run it without that limit: in a shell of root's, outside of a container or service",
             ),
             Self::KernelMemory => Some("free memory and try again"),
-            Self::NoHugePages { .. } => Some("boot a kernel with CONFIG_HUGETLBFS=y"),
+            Self::NoHugePages { .. } => Some(
+                "load with --strategy kernel, which needs none, or boot a kernel with CONFIG_HUGETLBFS=y",
+            ),
             _ => None,
         }
     }

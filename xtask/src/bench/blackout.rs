@@ -15,6 +15,9 @@
 //!
 //! Every hand-over has a machine of its own, and ends with a second kernel that has read its whole
 //! initrd and found the right SHA-256.
+//!
+//! Measured twice: beside kexec-tools as Debian has it ([`BLACKOUT`]), and beside `kexec_file_load(2)`, which
+//! since Linux 6.17 puts the next kernel where it will run if the CMA has room ([`FILE`]).
 
 use std::fs;
 use std::time::Duration;
@@ -35,8 +38,11 @@ use crate::setup::{self, KERNELS, Kernel};
 /// The first kernel's scripts.
 const KLEAP_SCRIPT: &str = include_str!("../../guest-scripts/bench-kleap.sh");
 const KEXEC_SCRIPT: &str = include_str!("../../guest-scripts/bench-kexec.sh");
+const FILE_SCRIPT: &str = include_str!("../../guest-scripts/bench-file.sh");
 /// What `reboot(2)` prints.
 const STARTING: &str = "Starting new kernel";
+/// The kernel that has `kexec_file_load(2)`.
+pub(crate) const FILE_KERNEL: &str = "7.3-file";
 /// From load to verdict, besides what goes by the payload's size.
 const DEADLINE_MS: u64 = 300_000;
 /// For each MB, in emulation: copying, unpacking, and hashing in both kernels.
@@ -59,28 +65,104 @@ struct Variant {
     word: &'static str,
     is_kleap: bool,
     is_checked: bool,
+    /// More words for the first kernel.
+    kernel_words: &'static str,
 }
 
-const VARIANTS: [Variant; 4] = [
+/// What is compared, and what is said of it.
+#[derive(Debug)]
+struct Suite {
+    what: What,
+    /// Of the files.
+    name: &'static str,
+    variants: &'static [Variant],
+    /// What the others are put beside: the name in JSON, and the heading of the column.
+    yardsticks: [(&'static str, &'static str, Variant); 2],
+    explanation: &'static str,
+    /// What the picture says of verification.
+    note: &'static str,
+}
+
+/// Beside kexec-tools.
+const BLACKOUT: Suite = Suite {
+    what: What::Blackout,
+    name: "blackout",
+    variants: &VARIANTS,
+    yardsticks: [
+        ("kexec", "of kexec", CHECKED),
+        ("kexec_i", "of kexec -i", UNCHECKED),
+    ],
+    explanation: EXPLANATION,
+    note: "kleap verifies every byte during the blackout, kexec does, kexec -i does not",
+};
+
+/// Beside `kexec_file_load(2)`.
+const FILE: Suite = Suite {
+    what: What::File,
+    name: "file",
+    variants: &FILE_VARIANTS,
+    yardsticks: [
+        ("file_cma", "of CMA", FILE_CMA),
+        ("file_no_cma", "of no CMA", FILE_NO_CMA),
+    ],
+    explanation: FILE_EXPLANATION,
+    note: "kleap verifies every byte during the blackout; after kexec_file_load nobody does",
+};
+
+/// Room for the largest payload, in the machine's first 4 GiB.
+const CMA_WORDS: &str = "cma=1280M";
+const FILE_VARIANTS: [Variant; 5] = [
     Variant {
-        title: "kleap, in place",
-        name: "kleap-in-place",
-        script: KLEAP_SCRIPT,
-        word: "in-place",
-        is_kleap: true,
-        is_checked: false,
+        kernel_words: CMA_WORDS,
+        ..IN_PLACE
     },
     Variant {
-        title: "kleap, relocate",
-        name: "kleap-relocate",
-        script: KLEAP_SCRIPT,
-        word: "relocate",
-        is_kleap: true,
-        is_checked: false,
+        kernel_words: CMA_WORDS,
+        title: "kleap, unverified",
+        name: "kleap-unverified",
+        word: "in-place --verify none",
+        ..IN_PLACE
     },
-    UNCHECKED,
-    CHECKED,
+    Variant {
+        kernel_words: CMA_WORDS,
+        ..RELOCATE
+    },
+    FILE_CMA,
+    FILE_NO_CMA,
 ];
+const FILE_CMA: Variant = Variant {
+    title: "kexec -s, CMA",
+    name: "kexec-file-cma",
+    script: FILE_SCRIPT,
+    word: "cma",
+    is_kleap: false,
+    is_checked: false,
+    kernel_words: CMA_WORDS,
+};
+const FILE_NO_CMA: Variant = Variant {
+    title: "kexec -s, no CMA",
+    name: "kexec-file-no-cma",
+    word: "",
+    kernel_words: "cma=0",
+    ..FILE_CMA
+};
+
+const VARIANTS: [Variant; 4] = [IN_PLACE, RELOCATE, UNCHECKED, CHECKED];
+const IN_PLACE: Variant = Variant {
+    title: "kleap, in place",
+    name: "kleap-in-place",
+    script: KLEAP_SCRIPT,
+    word: "in-place",
+    is_kleap: true,
+    is_checked: false,
+    kernel_words: "",
+};
+const RELOCATE: Variant = Variant {
+    title: "kleap, relocate",
+    name: "kleap-relocate",
+    word: "relocate",
+    ..IN_PLACE
+};
 /// kexec-tools without verification.
 const UNCHECKED: Variant = Variant {
     title: "kexec -i",
@@ -89,6 +171,7 @@ const UNCHECKED: Variant = Variant {
     word: "-i",
     is_kleap: false,
     is_checked: false,
+    kernel_words: "",
 };
 /// kexec-tools as it comes: the purgatory verifies.
 const CHECKED: Variant = Variant {
@@ -98,6 +181,7 @@ const CHECKED: Variant = Variant {
     word: "",
     is_kleap: false,
     is_checked: true,
+    kernel_words: "",
 };
 
 /// The three times of one hand-over.
@@ -243,19 +327,26 @@ fn second_kernel(lab: &Lab, wish: &Wish, wanted_mb: u64) -> Result<Kernel> {
 }
 
 /// The row of one hand-over.
-fn hand_over(wish: &Wish, second: &str, wanted_mb: u64, variant: Variant) -> Result<Row> {
+fn hand_over(
+    suite: &Suite,
+    wish: &Wish,
+    second: &str,
+    wanted_mb: u64,
+    variant: Variant,
+) -> Result<Row> {
     let script = variant
         .script
         .replace("@STRATEGY@", variant.word)
         .replace("@OPTIONS@", variant.word);
     let mut row = row(
-        format!("bench/blackout/{wanted_mb}M/{}", variant.name),
+        format!("bench/{}/{wanted_mb}M/{}", suite.name, variant.name),
         &wish.from,
         second,
         wanted_mb,
         script,
     )?;
     row.report = variant.is_kleap;
+    row.first_words = variant.kernel_words;
     row.kexec_tools = !variant.is_kleap;
     let per_mb = if variant.is_checked {
         CHECKED_DEADLINE_MS_PER_MB
@@ -263,13 +354,27 @@ fn hand_over(wish: &Wish, second: &str, wanted_mb: u64, variant: Variant) -> Res
         DEADLINE_MS_PER_MB
     };
     row.verdict_deadline_ms = Some(DEADLINE_MS + per_mb * wanted_mb.max(USUAL_MB));
-    row.replay = Some(wish.command(What::Blackout));
+    row.replay = Some(wish.command(suite.what));
     Ok(row)
 }
 
-/// Measures, prints, writes.
+/// Beside kexec-tools.
 pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
-    let mut conditions = Conditions::before(lab, wish, What::Blackout)?;
+    measure_suite(lab, wish, &BLACKOUT)
+}
+
+/// Beside `kexec_file_load(2)`, on a kernel that has it.
+pub(crate) fn run_file(lab: &Lab, wish: &Wish) -> Result<()> {
+    let wish = Wish {
+        from: FILE_KERNEL.to_owned(),
+        ..wish.clone()
+    };
+    measure_suite(lab, &wish, &FILE)
+}
+
+/// Measures, prints, writes.
+fn measure_suite(lab: &Lab, wish: &Wish, suite: &Suite) -> Result<()> {
+    let mut conditions = Conditions::before(lab, wish, suite.what)?;
     let mut payloads = Vec::new();
     let sizes = if wish.quick {
         vec![USUAL_MB]
@@ -277,8 +382,10 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
         wish.sizes.clone()
     };
     for wanted_mb in sizes {
-        let cells = VARIANTS
-            .into_iter()
+        let cells = suite
+            .variants
+            .iter()
+            .copied()
             .filter(|variant| !(variant.is_checked && wish.quick))
             .map(|variant| Cell {
                 variant,
@@ -296,7 +403,13 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
     for payload in &payloads {
         for cell in &payload.cells {
             let second = &payload.second.name;
-            rows.push(hand_over(wish, second, payload.wanted_mb, cell.variant)?);
+            rows.push(hand_over(
+                suite,
+                wish,
+                second,
+                payload.wanted_mb,
+                cell.variant,
+            )?);
         }
     }
     let assets = Assets::prepare(lab, &rows)?;
@@ -308,7 +421,16 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
             // In turn, so that what the host does meanwhile is done to all of them.
             for turn in 0..runs.max(checked) {
                 for index in 0..payload.cells.len() {
-                    measure(lab, wish, &assets, payload, index, turn, &mut conditions)?;
+                    measure(
+                        lab,
+                        wish,
+                        suite,
+                        &assets,
+                        payload,
+                        index,
+                        turn,
+                        &mut conditions,
+                    )?;
                 }
             }
         }
@@ -317,12 +439,12 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
         let so_far = payloads.get(..done).unwrap_or_default();
         paths = Some(write_files(
             lab,
-            "blackout",
-            &to_json(so_far, &conditions),
-            &chart(so_far, &conditions),
+            suite.name,
+            &to_json(suite, so_far, &conditions),
+            &chart(suite, so_far, &conditions),
         )?);
     }
-    println!("\n{}\n", report(&payloads, &conditions));
+    println!("\n{}\n", report(suite, &payloads, &conditions));
     for path in paths.iter().flatten() {
         println!("{}", path.display());
     }
@@ -334,9 +456,11 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
 }
 
 /// One hand-over, if it is one of those wanted.
+#[expect(clippy::too_many_arguments, reason = "called once")]
 fn measure(
     lab: &Lab,
     wish: &Wish,
+    suite: &Suite,
     assets: &Assets,
     payload: &mut Payload,
     index: usize,
@@ -357,7 +481,13 @@ fn measure(
     if turn >= wanted {
         return Ok(());
     }
-    let row = hand_over(wish, &payload.second.name, payload.wanted_mb, variant)?;
+    let row = hand_over(
+        suite,
+        wish,
+        &payload.second.name,
+        payload.wanted_mb,
+        variant,
+    )?;
     println!("{} ({} of {wanted}) ...", row.name, turn + 1);
     let mut lines = Vec::new();
     let outcome = run::row(lab, assets, &row, &mut |line| lines.push(line.clone()));
@@ -433,16 +563,27 @@ of kexec, of kexec -i: the blackout's median over theirs; kexec -i and kexec bot
 kleap verifies every byte during the blackout (CRC32C), kexec does (SHA-256), kexec -i does not
 ";
 
+const FILE_EXPLANATION: &str = "\
+blackout: from \"Starting new kernel\" to \"Booting Linux\"; after Bye!: from the first kernel's last line
+from exec: from the start of kleap exec (which checks all bytes and calls kexec_load) or kexec -e (which
+  has called kexec_file_load at load)
+by kleap's own record, in ticks of the counter: by counter: as from exec, to the second kernel's first
+  instruction; relocator: from the relocator's first instruction to there
+of CMA, of no CMA: the blackout's median over theirs. With CMA every byte is in place before reboot(2) and
+  the kernel copies nothing; without, it copies all of it with the MMU on. Neither verifies anything
+kleap verifies every byte during the blackout (CRC32C), but for the row that says unverified
+";
+
 /// The table with what has to be known to read it.
-fn report(payloads: &[Payload], conditions: &Conditions) -> String {
+fn report(suite: &Suite, payloads: &[Payload], conditions: &Conditions) -> String {
     let headings = [
         "",
         "runs",
         "blackout",
         "min",
         "max",
-        "of kexec",
-        "of kexec -i",
+        suite.yardsticks[0].1,
+        suite.yardsticks[1].1,
         "after Bye!",
         "from exec",
         "by counter",
@@ -474,8 +615,8 @@ fn report(payloads: &[Payload], conditions: &Conditions) -> String {
                 median(blackout),
                 bound(blackout.map(|summary| summary.min)),
                 bound(blackout.map(|summary| summary.max)),
-                over(CHECKED),
-                over(UNCHECKED),
+                over(suite.yardsticks[0].2),
+                over(suite.yardsticks[1].2),
                 median(after),
                 median(exec),
                 median(cell.by_counter(EXEC_REQUESTED)),
@@ -487,12 +628,12 @@ fn report(payloads: &[Payload], conditions: &Conditions) -> String {
     for failure in failures(payloads) {
         text.push_str(&format!("FAILED: {failure}\n"));
     }
-    text.push_str(EXPLANATION);
+    text.push_str(suite.explanation);
     text.push_str(&conditions.lines().join("\n"));
     text
 }
 
-fn to_json(payloads: &[Payload], conditions: &Conditions) -> Value {
+fn to_json(suite: &Suite, payloads: &[Payload], conditions: &Conditions) -> Value {
     let payloads: Vec<Value> = payloads
         .iter()
         .map(|payload| {
@@ -513,7 +654,7 @@ fn to_json(payloads: &[Payload], conditions: &Conditions) -> Value {
                         let seconds = cell.summary(part);
                         value[format!("{quantity}_seconds")] =
                             seconds.map_or(Value::Null, Summary::to_json);
-                        for (name, variant) in [("kexec", CHECKED), ("kexec_i", UNCHECKED)] {
+                        for (name, _, variant) in suite.yardsticks {
                             let other = payload.cell(variant).and_then(|cell| cell.summary(part));
                             value[format!("{quantity}_of_{name}")] = json!(ratio(seconds, other));
                         }
@@ -531,7 +672,7 @@ fn to_json(payloads: &[Payload], conditions: &Conditions) -> Value {
         })
         .collect();
     json!({
-        "format": "kleap-bench-blackout-1",
+        "format": format!("kleap-bench-{}-1", suite.name),
         "conditions": conditions.to_json(),
         "payloads": payloads,
     })
@@ -545,7 +686,7 @@ fn run_to_json(run: &Run) -> Value {
     value
 }
 
-fn chart(payloads: &[Payload], conditions: &Conditions) -> Chart {
+fn chart(suite: &Suite, payloads: &[Payload], conditions: &Conditions) -> Chart {
     let blackout = QUANTITIES[0].1;
     let groups = payloads
         .iter()
@@ -555,13 +696,11 @@ fn chart(payloads: &[Payload], conditions: &Conditions) -> Chart {
                 .cells
                 .iter()
                 .enumerate()
-                .map(|(series, cell)| bar(payload, series, cell, blackout))
+                .map(|(series, cell)| bar(suite, payload, series, cell, blackout))
                 .collect(),
         })
         .collect();
-    let mut notes = vec![
-        "kleap verifies every byte during the blackout, kexec does, kexec -i does not".to_owned(),
-    ];
+    let mut notes = vec![suite.note.to_owned()];
     notes.extend(conditions.lines());
     Chart {
         title: "From reboot(2) to the next kernel".to_owned(),
@@ -578,16 +717,17 @@ fn chart(payloads: &[Payload], conditions: &Conditions) -> Chart {
     }
 }
 
-fn bar(payload: &Payload, series: usize, cell: &Cell, part: Part) -> Bar {
+fn bar(suite: &Suite, payload: &Payload, series: usize, cell: &Cell, part: Part) -> Bar {
     let seconds = cell.summary(part);
+    let (_, heading, yardstick) = suite.yardsticks[0];
     let over = payload
-        .cell(CHECKED)
+        .cell(yardstick)
         .and_then(|other| ratio(seconds, other.summary(part)));
     let remark = match (seconds, over) {
         (None, _) if cell.runs.is_empty() => "not run".to_owned(),
         (None, _) => "failed".to_owned(),
-        (_, Some(over)) if !cell.variant.is_checked => {
-            format!("{} of kexec", ratio_text(Some(over)))
+        (_, Some(over)) if cell.variant != yardstick => {
+            format!("{} {heading}", ratio_text(Some(over)))
         }
         _ => String::new(),
     };
@@ -675,7 +815,7 @@ mod tests {
 
     #[test]
     fn ratios_and_failures_are_in_the_table() {
-        let text = report(&[payload()], &Conditions::example());
+        let text = report(&BLACKOUT, &[payload()], &Conditions::example());
         let row = |title: &str| {
             let line = text.lines().find(|line| line.starts_with(title)).unwrap();
             line.split_whitespace()
@@ -698,7 +838,7 @@ mod tests {
 
     #[test]
     fn json_has_every_run() {
-        let json = to_json(&[payload()], &Conditions::example());
+        let json = to_json(&BLACKOUT, &[payload()], &Conditions::example());
         let variants = &json["payloads"][0]["variants"];
         assert_eq!(variants[0]["runs"].as_array().unwrap().len(), 3);
         assert_eq!(variants[0]["runs"][1]["blackout_us"], 300_000);
@@ -712,7 +852,7 @@ mod tests {
 
     #[test]
     fn the_picture_is_well_formed() {
-        let svg = super::super::svg::draw(&chart(&[payload()], &Conditions::example()));
+        let svg = super::super::svg::draw(&chart(&BLACKOUT, &[payload()], &Conditions::example()));
         let document = roxmltree::Document::parse(&svg).unwrap();
         let texts: Vec<_> = document
             .descendants()
@@ -738,8 +878,12 @@ mod tests {
             sha256: "0".repeat(64),
             size_bytes: 0,
         };
-        for variant in VARIANTS {
-            let row = hand_over(&wish, "6.12", 47, variant).unwrap();
+        let suites = [&BLACKOUT, &FILE];
+        let variants =
+            suites.map(|suite| suite.variants.iter().map(move |variant| (suite, *variant)));
+        for (suite, variant) in variants.into_iter().flatten() {
+            let row = hand_over(suite, &wish, "6.12", 47, variant).unwrap();
+            assert_eq!(row.first_words, variant.kernel_words);
             let script = row.script_text("token", &initrd);
             assert!(!script.contains('@'), "{script}");
             assert!(script.contains("kleap_lab.role=second"), "{script}");

@@ -7,6 +7,7 @@
 //!
 //! - [`load`]: what it costs to load and unload, many times in one machine.
 //! - [`blackout`]: how long nothing runs, for payloads from the smallest to a gigabyte.
+//!   And the same beside `kexec_file_load(2)`.
 //! - [`instructions`]: instructions that the relocator executes for each byte, counted.
 //! - [`tables`]: bytes of translation tables, computed, for machines of any size.
 //!
@@ -36,7 +37,6 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::demo;
 use crate::lab::{self, Lab};
 use crate::rows::{self, Kind, Row, Script, Strategy};
 use crate::setup::{self, Kernel};
@@ -55,6 +55,9 @@ const SIZE_MAX_MB: u64 = 1000;
 /// More than this takes days.
 const REPETITIONS_MAX: u32 = 1000;
 
+/// The kernel that hands over, where the user names none.
+const DEFAULT_FROM: &str = "6.1";
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum What {
@@ -62,11 +65,13 @@ pub(crate) enum What {
     Load,
     /// From exec to the next kernel
     Blackout,
+    /// The same beside kexec_file_load(2), with CMA and without, on a kernel that is built for it
+    File,
     /// Instructions that the relocator executes for each byte, counted
     Instructions,
     /// Translation tables for machines of 4 GiB to 16 TiB, computed
     Tables,
-    /// Everything
+    /// Everything but `file`, which has a kernel to build
     All,
 }
 
@@ -93,7 +98,7 @@ pub(crate) struct Wish {
     #[arg(long, value_name = "N")]
     pub(crate) runs_checked: Option<u32>,
     /// The kernel that loads and hands over
-    #[arg(long, default_value = "6.1", value_name = "NAME")]
+    #[arg(long, default_value = DEFAULT_FROM, value_name = "NAME")]
     pub(crate) from: String,
     /// The kernel that is handed over to
     #[arg(long, default_value = "6.12", value_name = "NAME")]
@@ -106,29 +111,34 @@ impl Wish {
         let name = match what {
             What::Load => "load",
             What::Blackout => "blackout",
+            What::File => "file",
             What::Instructions => "instructions",
             What::Tables => "tables",
             What::All => "all",
         };
-        let mut words = format!(
-            "cargo xtask bench {name} --from {} --to {}",
-            self.from, self.to
-        );
+        let mut words = format!("cargo xtask bench {name}");
+        // Of the other one there is no choice.
+        if what != What::File {
+            words.push_str(&format!(" --from {}", self.from));
+        }
+        words.push_str(&format!(" --to {}", self.to));
         if self.quick {
             words.push_str(" --quick");
             return words;
         }
-        if what != What::Blackout {
+        if !matches!(what, What::Blackout | What::File) {
             words.push_str(&format!(" --loads {}", self.loads));
         }
         if what != What::Load {
             let sizes: Vec<_> = self.sizes.iter().map(u64::to_string).collect();
             words.push_str(&format!(
-                " --sizes {} --runs {} --runs-checked {}",
+                " --sizes {} --runs {}",
                 sizes.join(","),
-                self.runs,
-                self.runs_checked()
+                self.runs
             ));
+            if what != What::File {
+                words.push_str(&format!(" --runs-checked {}", self.runs_checked()));
+            }
         }
         words
     }
@@ -179,6 +189,15 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
     if matches!(what, What::Blackout | What::All) {
         failures.extend(blackout::run(lab, wish).err());
     }
+    if what == What::File {
+        ensure!(
+            [DEFAULT_FROM, blackout::FILE_KERNEL].contains(&wish.from.as_str()),
+            "--from {}: only {} has kexec_file_load(2)",
+            wish.from,
+            blackout::FILE_KERNEL
+        );
+        failures.extend(blackout::run_file(lab, wish).err());
+    }
     if failures.is_empty() {
         return Ok(());
     }
@@ -189,8 +208,8 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
 /// A row of the benchmark's machine.
 fn row(name: String, first: &str, second: &str, payload_mb: u64, script: String) -> Result<Row> {
     let mut row = Row::hand_over(
-        demo::known_name(first)?,
-        demo::known_name(second)?,
+        setup::known_name(first)?,
+        setup::known_name(second)?,
         KIND,
         Strategy::Auto,
     );

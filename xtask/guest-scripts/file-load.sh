@@ -1,0 +1,27 @@
+# `--strategy kernel` where kexec_load(2) is forbidden and kexec_file_load(2) is there: the hand-over of a
+# kernel that nobody but the kernel places, with memory of the CMA or without.
+
+mount -t securityfs securityfs /sys/kernel/security
+@FORBID@
+cma_free_kb() {
+    awk '/^CmaFree/ { print $2 }' /proc/meminfo
+}
+payload_kb=$((($(stat -c %s /payload/Image) + $(stat -c %s /payload/initrd)) / 1024))
+total_kb=$(awk '/^CmaTotal/ { print $2 }' /proc/meminfo)
+before_kb=$(cma_free_kb)
+refuse '@REASON@' -- @PREFIX@ kleap load /payload/Image --initrd /payload/initrd --command-line '@COMMAND_LINE@'
+must @PREFIX@ kleap load /payload/Image --initrd /payload/initrd --strategy kernel \
+    --command-line '@COMMAND_LINE@' 2>/run/loaded
+cat /run/loaded
+grep -q 'loaded by kexec_file_load(2) instead' /run/loaded || finish fail 'load does not say who loaded it'
+[ "$(cat /sys/kernel/kexec_loaded)" = 1 ] || finish fail 'the kernel has nothing loaded'
+taken_kb=$((before_kb - $(cma_free_kb)))
+say "cma total_kb=$total_kb taken_kb=$taken_kb payload_kb=$payload_kb"
+if [ "$total_kb" = 0 ]; then
+    [ $taken_kb = 0 ] || finish fail 'memory was taken of a CMA that is not there'
+elif [ '@PACKED@' = no ]; then
+    [ $taken_kb -ge $payload_kb ] || finish fail "of the CMA only $taken_kb KiB were taken"
+fi
+say executing
+run kleap-guest reboot-kexec
+finish fail 'the reboot came back'
