@@ -44,7 +44,7 @@ const MISSING: Forbidden = Forbidden {
     name: "missing",
     command: "",
     prefix: "kleap-guest without-syscall kexec_load ENOSYS",
-    reason: "kexec_load",
+    reason: "CONFIG_KEXEC",
 };
 
 fn file_script(forbidden: &Forbidden, packed: bool) -> String {
@@ -127,7 +127,7 @@ fn formats() -> Vec<Row> {
         rows.push(by_kernel(*format, ZBOOT_KERNEL));
     }
     for format in crate::formats::FORMATS {
-        if ["fit", "uki", "uimage-multi"].contains(&format.name) {
+        if ["fit", "ukify", "uimage-multi"].contains(&format.name) {
             rows.push(by_kernel(*format, "6.1"));
         }
     }

@@ -14,6 +14,9 @@ use crate::run::{is_kernel_message, lab_value};
 const SCHEMA: &str = include_str!("../../docs/check.schema.json");
 /// What every machine is asked.
 const CHECK: &str = concat!(include_str!("../guest-scripts/check.sh"), "finish ok\n");
+/// What a machine is asked on which nobody's answer is no other than elsewhere.
+const CHECK_ROOT: &str = "kleap check --json >/run/check.json 2>/run/check.err\n\
+    say \"check-begin root $?\"\ncat /run/check.json\nsay check-end\nfinish ok\n";
 /// And what one machine is asked beside that.
 const CHECK_MORE: &str = concat!(
     include_str!("../guest-scripts/check.sh"),
@@ -259,6 +262,18 @@ const NO_HUGE_PAGES: &[Finding] = &[
     finding("cpus", "ok", "", ""),
 ];
 
+/// The same with a kernel that has the other system call, under lockdown.
+const FILE_LOAD_LEFT: &[Finding] = &[
+    finding(
+        "kexec-load",
+        "warning",
+        "no kexec_load(2)",
+        "kexec_file_load(2) instead",
+    ),
+    finding("huge-pages", "ok", "2 MiB", ""),
+    finding("cpus", "ok", "", ""),
+];
+
 /// The rows with kernels that are built here: with pages of 64 KiB, with `kexec_file_load(2)`, without huge
 /// pages.
 pub(crate) fn built_rows(
@@ -271,6 +286,11 @@ pub(crate) fn built_rows(
         let name = format!("{first}/{}/ready", kind.name);
         rows.push(ends(row(first, kind, &name), "ready", READY_DEVICE_TREE));
     }
+    let mut row_of_file = row(file, EL2_A57, &format!("{file}/el2-a57/locked-down"));
+    row_of_file.first_words = "lockdown=integrity";
+    row_of_file.end = End::Checks(vec![expected(ROOT, "limited", FILE_LOAD_LEFT)]);
+    row_of_file.script = Script::Text(CHECK_ROOT);
+    rows.push(row_of_file);
     let name = format!("{no_huge_pages}/{}/limited", EL1_A57.name);
     rows.push(ends(
         row(no_huge_pages, EL1_A57, &name),

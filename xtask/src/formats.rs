@@ -5,9 +5,10 @@
 //! options of the kernel's own build. The rows `formats/...` hand over to each of them. `cargo xtask formats` leaves them
 //! in a directory, for the test that damages them (`KLEAP_TEST_FORMATS`).
 //!
-//! One is put together here: EFI zboot, of which Debian has no kernel. Header and payload are as
-//! drivers/firmware/efi/libstub/zboot-header.S and Makefile.zboot make them, the payload by the real compressors; the
-//! program between them, which unpacks the payload under EFI, is missing.
+//! EFI zboot is of two kinds, because Debian has no such kernel. With gzip and zstd, all that Linux knows now, the file
+//! is what the kernel's own build leaves (`kernels`). With the compressions that older kernels knew it is put together
+//! here: header and payload as drivers/firmware/efi/libstub/zboot-header.S and Makefile.zboot made them, the payload
+//! by the real compressors, without the program between them that unpacks the payload under EFI.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -89,6 +90,11 @@ pub(crate) const FORMATS: &[Format] = &[
         has_command_line: true,
         ..with_initrd("uki-zboot")
     },
+    Format {
+        has_command_line: true,
+        has_tree: true,
+        ..with_initrd("ukify")
+    },
 ];
 
 /// What the build of [`kernels::ZBOOT_KERNEL`] leaves: made of that kernel alone.
@@ -99,7 +105,7 @@ pub(crate) const BUILT_FORMATS: &[Format] = &[
     kernel_only("built-vmlinux-stripped"),
     Format {
         has_command_line: true,
-        ..with_initrd("uki-built-zboot")
+        ..with_initrd("ukify-built-zboot")
     },
 ];
 
@@ -135,6 +141,8 @@ pub(crate) struct Tools {
     objcopy: PathBuf,
     ld: PathBuf,
     stub: PathBuf,
+    /// systemd's tool for UKIs, as words of a command.
+    ukify: Vec<String>,
     cache: PathBuf,
 }
 
@@ -169,6 +177,7 @@ impl Tools {
             objcopy: toolchain::binutils(lab, "objcopy")?,
             ld: toolchain::binutils(lab, "ld")?,
             stub: setup::efi_stub(lab)?,
+            ukify: toolchain::ukify(lab)?,
             cache: lab.directory("formats")?,
         })
     }
@@ -323,7 +332,10 @@ impl Tools {
                 let (linked, to) = (text(&built(image, kernels::VMLINUX)?), text(&to));
                 self.run(&self.objcopy, &["--strip-all", &linked, &to], directory)?;
             }
-            "uki-built-zboot" => self.uki(&built(image, kernels::ZBOOT_ZSTD)?, inputs, &to)?,
+            "ukify" => self.ukify(image, Some(inputs.tree), inputs, &to)?,
+            "ukify-built-zboot" => {
+                self.ukify(&built(image, kernels::ZBOOT_ZSTD)?, None, inputs, &to)?;
+            }
             name => match name.strip_prefix("zboot-") {
                 Some(compression) => self.zboot(compression, image, directory, &to)?,
                 None => return self.compressed(name, image),
@@ -405,6 +417,35 @@ impl Tools {
         // _etext = ALIGN(4096) in zboot.lds.
         file.resize(file.len().next_multiple_of(4096), 0);
         fs::write(to, file).with_context(|| to.display().to_string())
+    }
+
+    /// As Debian's kernel hooks make one.
+    fn ukify(
+        &self,
+        kernel: &Path,
+        tree: Option<&Path>,
+        inputs: &Inputs<'_>,
+        to: &Path,
+    ) -> Result<()> {
+        let (program, arguments) = self.ukify.split_first().context("no ukify")?;
+        let mut words: Vec<String> = arguments.to_vec();
+        words.push("build".to_owned());
+        for (name, value) in [
+            ("linux", kernel.display().to_string()),
+            ("initrd", inputs.initrd.display().to_string()),
+            ("cmdline", inputs.command_line.to_owned()),
+            ("stub", self.stub.display().to_string()),
+            ("os-release", "ID=debian\nVERSION_ID=13\n".to_owned()),
+            // It would look for these in the kernel, and ask this machine.
+            ("uname", "kleap".to_owned()),
+            ("efi-arch", "aa64".to_owned()),
+            ("output", to.display().to_string()),
+        ] {
+            words.push(format!("--{name}={value}"));
+        }
+        words.extend(tree.map(|tree| format!("--devicetree={}", tree.display())));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.run(program, &words, inputs.directory)
     }
 
     /// As systemd's documentation makes one of systemd-stub with objcopy.

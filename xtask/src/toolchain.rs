@@ -79,6 +79,35 @@ pub(crate) fn qemu_system(lab: &Lab) -> Result<QemuSystem> {
     Ok(QemuSystem { words })
 }
 
+/// systemd's `ukify`, which Debian 12 has not, with the Python that it came with: words of a command.
+pub(crate) fn ukify(lab: &Lab) -> Result<Vec<String>> {
+    let root = lab.path("ukify");
+    if let Some(_exclusive) = setup::to_be_made(lab, &root)? {
+        let apt = Apt::open(lab, apt::TRIXIE, &apt::host_architecture()?)?;
+        setup::closure(lab, "ukify", &apt, &["systemd-ukify"], &[])?;
+    }
+    let libraries = root.join("usr/lib").join(multiarch());
+    let loader = setup::find_file(&libraries, "ld-linux-")
+        .with_context(|| format!("no dynamic loader below {}", libraries.display()))?;
+    let python = root.join("usr");
+    let modules = python.join("lib/python3/dist-packages");
+    let words = [
+        // Debian 13's Python on Debian 12's libc would not start; and it looks for its library from where the
+        // loader is.
+        "env".to_owned(),
+        format!("PYTHONHOME={}", python.display()),
+        format!("PYTHONPATH={}", modules.display()),
+        "PYTHONDONTWRITEBYTECODE=1".to_owned(),
+        loader.display().to_string(),
+        "--library-path".to_owned(),
+        libraries.display().to_string(),
+        python.join("bin/python3").display().to_string(),
+        "-s".to_owned(),
+        python.join("bin/ukify").display().to_string(),
+    ];
+    Ok(words.into())
+}
+
 /// Debian's name for the directory of this machine's libraries.
 fn multiarch() -> &'static str {
     if cfg!(target_arch = "aarch64") {

@@ -248,7 +248,7 @@ fn lockdown(facts: &Facts) -> Words {
         None => Words::ok("none that can be seen"),
         Some(mode) if facts.has_file_load => {
             Words::warning(format!("{mode} mode, which forbids kexec_load(2)")).remedy(format!(
-                "{BY_FILE} by kleap; the kernel wants a signature of its own"
+                "{BY_FILE} by kleap; the kernel may want a signature of its own"
             ))
         }
         Some(mode) => Words::no(format!("{mode} mode, which forbids kexec_load(2)")).remedy(
