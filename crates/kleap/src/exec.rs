@@ -36,6 +36,7 @@ pub(crate) fn stage(loaded: &Loaded, memory: &Memory) -> Result<Stage, Failure> 
         uart: devices.uart,
         psci: devices.psci,
         redistributors: &devices.redistributors,
+        core_header: None,
         mappable: &memory.mappable(loaded.layout.owned()),
         lpis: devices.lpis,
         verbose: loaded.hand_off.verbose,

@@ -11,9 +11,11 @@
 //!
 //! Between them, [`moves`] puts the copies that are left for the relocator in an order in which none
 //! overwrites what another has yet to read. Beside them, [`kexec_cost`]: what the system call that starts
-//! the hand-over will cost, and where it must not be made.
+//! the hand-over will cost, and where it must not be made; and [`core_header`]: what a crash kernel is told of
+//! the memory that it finds.
 #![forbid(unsafe_code)]
 
+pub mod core_header;
 pub mod kexec_cost;
 pub mod layout;
 pub mod moves;

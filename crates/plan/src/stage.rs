@@ -104,6 +104,8 @@ pub struct StageInput<'a> {
     /// Where a failure is recorded for the next boot: mapped as Device memory, so that nothing of it stays in
     /// a cache.
     pub record: Option<RecordPlace>,
+    /// For a crash kernel: the headers of the core file that describe this kernel's memory, and where they are.
+    pub core_header: Option<(PhysRange, Content)>,
     /// Memory that may be mapped as Normal memory beyond what is touched, to save tables: System RAM with
     /// nothing nested in it, and what we own.
     pub mappable: &'a PhysRanges,
@@ -350,6 +352,9 @@ fn mappings(
         sources.insert(units(copy.source, copy.size_bytes)?);
     }
     let mut readable: PhysRanges = layout.places().map(|place| place.target).collect();
+    if let Some((range, _)) = &input.core_header {
+        readable.insert(*range);
+    }
 
     let mut devices = PhysRanges::new();
     let uart = input
@@ -492,6 +497,22 @@ pub fn prepare(input: &StageInput<'_>) -> Result<Stage, StageError> {
             size_bytes: content.size_bytes,
             algorithm: content.digests.algorithm,
             clean_size_bytes,
+        });
+    }
+    if let Some((range, content)) = &input.core_header {
+        if content.size_bytes > range.size_bytes() {
+            return Err(StageError::Content {
+                size_bytes: content.size_bytes,
+                place: *range,
+            });
+        }
+        digests.extend(&content.digests.words);
+        pieces.push(Piece {
+            kind: PieceKind::CoreHeader,
+            start: range.start().as_u64(),
+            size_bytes: content.size_bytes,
+            algorithm: content.digests.algorithm,
+            clean_size_bytes: content.size_bytes,
         });
     }
     let piece_bytes: u64 = pieces.iter().map(|piece| piece.size_bytes).sum();

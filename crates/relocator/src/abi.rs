@@ -172,6 +172,9 @@ pub enum PieceKind {
     Tables,
     /// The relocator itself.
     Program,
+    /// What describes the memory of a kernel that has crashed to the one that saves it: an ELF core file's
+    /// headers (Documentation/admin-guide/kdump/kdump.rst).
+    CoreHeader,
 }
 
 impl PieceKind {
@@ -184,6 +187,7 @@ impl PieceKind {
             Self::DeviceTree => 3,
             Self::Tables => 4,
             Self::Program => 5,
+            Self::CoreHeader => 6,
         }
     }
 
@@ -194,6 +198,7 @@ impl PieceKind {
             3 => Some(Self::DeviceTree),
             4 => Some(Self::Tables),
             5 => Some(Self::Program),
+            6 => Some(Self::CoreHeader),
             _ => None,
         }
     }
@@ -207,6 +212,7 @@ impl PieceKind {
             Self::DeviceTree => "device tree",
             Self::Tables => "translation tables",
             Self::Program => "relocator",
+            Self::CoreHeader => "ELF core header",
         }
     }
 }

@@ -169,6 +169,7 @@ fn word(kind: PieceKind) -> &'static str {
         PieceKind::DeviceTree => "device-tree",
         PieceKind::Tables => "tables",
         PieceKind::Program => "relocator",
+        PieceKind::CoreHeader => "core-header",
     }
 }
 
@@ -328,6 +329,7 @@ mod tests {
             PieceKind::DeviceTree,
             PieceKind::Tables,
             PieceKind::Program,
+            PieceKind::CoreHeader,
         ];
         let mut failures = vec![
             Failure::HandOff(HandOffError {

@@ -181,6 +181,7 @@ fn memory(case: Case) -> Result<Vec<Loaded>> {
         verbose: false,
         on_failure: OnFailure::Reset,
         record: None,
+        core_header: None,
         mappable: &ram,
     })?;
     if case.portable {

@@ -266,6 +266,7 @@ fn ours(
             verbose: false,
             on_failure: OnFailure::Reset,
             record: None,
+            core_header: None,
             mappable: ram,
         });
         let room_bytes = 2 * requirements.stage_bytes;

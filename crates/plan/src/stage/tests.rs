@@ -89,6 +89,7 @@ impl Scenario {
             verbose: false,
             on_failure: abi::OnFailure::Reset,
             record: self.record,
+            core_header: None,
             mappable: &self.mappable,
         }
     }
