@@ -12,7 +12,7 @@ pub const CAP_SYS_ADMIN: u32 = 21;
 /// The device tree that the running kernel was given.
 pub const DEVICE_TREE_PATH: &str = "/sys/firmware/fdt";
 /// All memory as a core file.
-const KCORE_PATH: &str = "/proc/kcore";
+pub(crate) const KCORE_PATH: &str = "/proc/kcore";
 /// The map of physical memory.
 pub const IOMEM_PATH: &str = "/proc/iomem";
 
@@ -417,18 +417,19 @@ pub fn number_in_vmcoreinfo(text: &str, name: &str) -> Option<u32> {
     })
 }
 
-/// As much of a 64-bit little-endian ELF file as it takes to find a note in it (elf(5)).
+/// As much of a 64-bit little-endian ELF file as it takes to find a note or a range of memory in it (elf(5)).
 ///
 /// By hand: `/proc/kcore` is a file of all memory, of which a library would want to have a slice.
-mod elf {
+pub(crate) mod elf {
     use std::ops::Range;
 
     /// Size of the file's header, bytes.
-    pub(super) const HEADER_BYTES: u64 = 64;
+    pub(crate) const HEADER_BYTES: u64 = 64;
     /// Most bytes of the program headers (65535 of 56 bytes), and of the notes.
-    pub(super) const PART_MAX_BYTES: u64 = 4 << 20;
+    pub(crate) const PART_MAX_BYTES: u64 = 4 << 20;
     /// Size of one program header, bytes.
     const PROGRAM_HEADER_BYTES: u16 = 56;
+    const PT_LOAD: u32 = 1;
     const PT_NOTE: u32 = 4;
     /// Sizes of a note's name and of its content are rounded up to this.
     const NOTE_ALIGNMENT_BYTES: usize = 4;
@@ -446,7 +447,7 @@ mod elf {
     }
 
     /// Where the file header says that the program headers are, in the file.
-    pub(super) fn program_headers(header: &[u8]) -> Option<Range<u64>> {
+    pub(crate) fn program_headers(header: &[u8]) -> Option<Range<u64>> {
         /// Magic number, 64-bit, little-endian, version 1.
         const IDENTIFICATION: &[u8] = b"\x7fELF\x02\x01\x01";
         if !header.starts_with(IDENTIFICATION) || u16_at(header, 54)? != PROGRAM_HEADER_BYTES {
@@ -458,7 +459,7 @@ mod elf {
     }
 
     /// Where the notes are, in the file.
-    pub(super) fn note_segments(table: &[u8]) -> impl Iterator<Item = Range<u64>> {
+    pub(crate) fn note_segments(table: &[u8]) -> impl Iterator<Item = Range<u64>> {
         table
             .chunks_exact(usize::from(PROGRAM_HEADER_BYTES))
             .filter(|entry| u32_at(entry, 0) == Some(PT_NOTE))
@@ -468,8 +469,30 @@ mod elf {
             })
     }
 
+    /// A range of memory.
+    pub(crate) struct LoadSegment {
+        pub(crate) virtual_start: u64,
+        /// `None` where it is said not to be known: all ones.
+        pub(crate) physical_start: Option<u64>,
+        pub(crate) size_bytes: u64,
+    }
+
+    /// Where memory is.
+    pub(crate) fn load_segments(table: &[u8]) -> impl Iterator<Item = LoadSegment> {
+        table
+            .chunks_exact(usize::from(PROGRAM_HEADER_BYTES))
+            .filter(|entry| u32_at(entry, 0) == Some(PT_LOAD))
+            .filter_map(|entry| {
+                Some(LoadSegment {
+                    virtual_start: u64_at(entry, 16)?,
+                    physical_start: u64_at(entry, 24).filter(|start| *start != u64::MAX),
+                    size_bytes: u64_at(entry, 40)?,
+                })
+            })
+    }
+
     /// The content of the first note of this name.
-    pub(super) fn note<'a>(mut notes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    pub(crate) fn note<'a>(mut notes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         let taken = |bytes: &mut &'a [u8], size_bytes: u32| {
             let length = usize::try_from(size_bytes).ok()?;
             let content = bytes.get(..length)?;

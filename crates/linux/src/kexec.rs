@@ -18,7 +18,7 @@ use std::path::Path;
 
 /// `KEXEC_ARCH_AARCH64` (`include/uapi/linux/kexec.h`).
 const KEXEC_ARCH_AARCH64: libc::c_ulong = 183 << 16;
-/// `KEXEC_ON_CRASH`: of the crash kernel.
+/// `KEXEC_ON_CRASH`.
 const KEXEC_ON_CRASH: libc::c_ulong = 1;
 /// An architecture that no arm64 kernel accepts: `KEXEC_ARCH_386`.
 const KEXEC_ARCH_386: libc::c_ulong = 3 << 16;
@@ -113,8 +113,9 @@ struct KernelSegment {
 /// One call; the kernel's answer as it is.
 fn call(entry: u64, segments: &[KernelSegment], flags: libc::c_ulong) -> Result<(), Errno> {
     // SAFETY: `segments` outlives the call and each buffer in it is a live slice (`load`), or an address that
-    // the kernel refuses to read (`try_prepare`); the kernel copies and keeps no pointer. `flags` has KEXEC_ON_CRASH only without
-    // segments (`unload_crash`), so no running memory is written.
+    // the kernel refuses to read (`try_prepare`); the kernel copies and keeps no pointer. With KEXEC_ON_CRASH it
+    // copies to where the segments say, but refuses what is not inside the memory that it has set aside for that
+    // (`sanity_check_segment_list`): nothing that anybody else uses is written.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_kexec_load,
@@ -169,8 +170,42 @@ pub fn calls_left() -> Option<u64> {
     number("/proc/sys/kernel/kexec_load_limit_reboot").and_then(|left| u64::try_from(left).ok())
 }
 
+/// What a load is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// A hand-over.
+    Reboot,
+    /// A panic.
+    Crash,
+}
+
+impl Purpose {
+    const fn flags(self) -> libc::c_ulong {
+        match self {
+            Self::Reboot => KEXEC_ARCH_AARCH64,
+            Self::Crash => KEXEC_ARCH_AARCH64 | KEXEC_ON_CRASH,
+        }
+    }
+
+    /// The sysctl that counts its calls.
+    const fn limit(self) -> &'static str {
+        match self {
+            Self::Reboot => "kernel.kexec_load_limit_reboot",
+            Self::Crash => "kernel.kexec_load_limit_panic",
+        }
+    }
+
+    fn calls_left(self) -> Option<u64> {
+        match self {
+            Self::Reboot => calls_left(),
+            Self::Crash => number("/proc/sys/kernel/kexec_load_limit_panic")
+                .and_then(|left| u64::try_from(left).ok()),
+        }
+    }
+}
+
 /// Says why the kernel answered `EPERM` to `call`; the kernel itself does not.
-fn why_not_permitted(call: &'static str) -> Error {
+fn why_not_permitted(call: &'static str, purpose: Purpose) -> Error {
     let is_file = call == FILE_LOAD;
     let refused = |why: String| {
         if is_file {
@@ -197,10 +232,11 @@ fn why_not_permitted(call: &'static str) -> Error {
     if is_disabled() == Some(true) {
         return refused("the sysctl kernel.kexec_load_disabled is 1, until the next boot".into());
     }
-    if calls_left() == Some(0) {
-        return refused(
-            "the sysctl kernel.kexec_load_limit_reboot is used up, until the next boot".into(),
-        );
+    if purpose.calls_left() == Some(0) {
+        return refused(format!(
+            "the sysctl {} is used up, until the next boot",
+            purpose.limit()
+        ));
     }
     match lockdown() {
         Some(mode) if mode != "none" && is_file => refused(format!(
@@ -218,10 +254,10 @@ fn why_not_permitted(call: &'static str) -> Error {
 const BUSY: &str = "busy: another load is in progress, or this machine cannot stop its CPUs (no PSCI CPU_OFF), \
                     or protected KVM is on (kvm-arm.mode=protected)";
 
-fn explain(errno: Errno, call: String) -> Error {
+fn explain(errno: Errno, call: String, purpose: Purpose) -> Error {
     match errno {
         Errno::NOSYS => Error::NoKexec,
-        Errno::PERM => why_not_permitted(LOAD),
+        Errno::PERM => why_not_permitted(LOAD, purpose),
         Errno::NOMEM => Error::KernelMemory,
         Errno::BUSY => Error::Refused(BUSY.into()),
         source => Error::Call { call, source },
@@ -231,7 +267,7 @@ fn explain(errno: Errno, call: String) -> Error {
 fn explain_file(errno: Errno, call: String) -> Error {
     match errno {
         Errno::NOSYS => Error::NoKexecFile,
-        Errno::PERM => why_not_permitted(FILE_LOAD),
+        Errno::PERM => why_not_permitted(FILE_LOAD, Purpose::Reboot),
         Errno::BUSY => Error::FileRefused(BUSY.into()),
         Errno::NOEXEC => Error::FileRefused(
             "it does not take this file for a kernel: it has to be an uncompressed Image (no zboot or gzip) \
@@ -259,17 +295,30 @@ fn explain_file(errno: Errno, call: String) -> Error {
 /// # Errors
 /// Why it would not be let through.
 pub fn probe() -> Result<(), Error> {
+    probe_for(Purpose::Reboot)
+}
+
+/// The same for [`load_crash`], whose calls `kernel.kexec_load_limit_panic` counts.
+///
+/// # Errors
+/// Why it would not be let through.
+pub fn probe_crash() -> Result<(), Error> {
+    probe_for(Purpose::Crash)
+}
+
+fn probe_for(purpose: Purpose) -> Result<(), Error> {
     if cfg!(not(target_arch = "aarch64")) {
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
-    match calls_left() {
-        Some(0) => return Err(why_not_permitted(LOAD)),
+    match purpose.calls_left() {
+        Some(0) => return Err(why_not_permitted(LOAD, purpose)),
         Some(_) => return Ok(()),
         None => {}
     }
+    // Without KEXEC_ON_CRASH, of which kernels before 6.3 know no difference here and later ones are not asked.
     match call(0, &[], KEXEC_ARCH_386) {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
-        Err(errno) => Err(explain(errno, LOAD.into())),
+        Err(errno) => Err(explain(errno, LOAD.into(), purpose)),
     }
 }
 
@@ -330,7 +379,10 @@ pub fn try_prepare() -> Result<Option<Preparation>, Error> {
                     "took a segment whose bytes it cannot have read",
                 ));
             }
-            Err(errno) => return Err(explain(errno, "kexec_load(an unreadable segment)".into())),
+            Err(errno) => {
+                let call = "kexec_load(an unreadable segment)".into();
+                return Err(explain(errno, call, Purpose::Reboot));
+            }
         }
     }
 }
@@ -353,6 +405,19 @@ pub fn check_prepared() -> Result<(), Error> {
 /// [`Error::Segments`] if they are no whole pages or overlap; what the kernel answered, with its reason where
 /// that can be found out.
 pub fn load(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
+    load_for(Purpose::Reboot, entry, segments)
+}
+
+/// Loads segments for a panic: the kernel copies them to their places now, in the memory that `crashkernel=` has
+/// reserved, and enters `entry` when it panics. Whatever was loaded for a panic before is gone, also if this fails.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_crash(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
+    load_for(Purpose::Crash, entry, segments)
+}
+
+fn load_for(purpose: Purpose, entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
     if cfg!(not(target_arch = "aarch64")) {
         return Err(Error::Architecture(std::env::consts::ARCH));
     }
@@ -371,7 +436,7 @@ pub fn load(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    call(entry.as_u64(), &kernel_segments, KEXEC_ARCH_AARCH64).map_err(|errno| {
+    call(entry.as_u64(), &kernel_segments, purpose.flags()).map_err(|errno| {
         let ranges: Vec<_> = arranged
             .iter()
             .map(|(range, _)| range.to_string())
@@ -379,9 +444,11 @@ pub fn load(entry: PhysAddr, segments: &[Segment<'_>]) -> Result<(), Error> {
         explain(
             errno,
             format!(
-                "kexec_load(entry {entry}, segments {}, KEXEC_ARCH_AARCH64)",
-                ranges.join(" ")
+                "kexec_load(entry {entry}, segments {}, flags {:#x})",
+                ranges.join(" "),
+                purpose.flags()
             ),
+            purpose,
         )
     })
 }
@@ -507,40 +574,55 @@ pub fn has_file_load() -> bool {
 /// # Errors
 /// What the kernel answered.
 pub fn unload() -> Result<(), Error> {
-    call(0, &[], KEXEC_ARCH_AARCH64)
-        .map_err(|errno| explain(errno, "kexec_load(no segments)".into()))
+    unload_for(Purpose::Reboot)
 }
 
-/// Unloads the crash kernel, if there is one.
+/// Unloads whatever is loaded for a panic.
 ///
 /// # Errors
 /// What the kernel answered.
 pub fn unload_crash() -> Result<(), Error> {
-    call(0, &[], KEXEC_ARCH_AARCH64 | KEXEC_ON_CRASH)
-        .map_err(|errno| explain(errno, "kexec_load(no segments, KEXEC_ON_CRASH)".into()))
+    unload_for(Purpose::Crash)
 }
 
-/// Whether a crash kernel is loaded, by anyone; `None` if the kernel does not say.
-#[must_use]
-pub fn is_crash_loaded() -> Option<bool> {
-    [
-        "/sys/kernel/kexec_crash_loaded",
-        "/sys/kernel/kexec/crash_loaded",
-    ]
-    .into_iter()
-    .filter(|path| Path::new(path).exists())
-    .find_map(number)
-    .map(|loaded| loaded == 1)
+fn unload_for(purpose: Purpose) -> Result<(), Error> {
+    call(0, &[], purpose.flags())
+        .map_err(|errno| explain(errno, "kexec_load(no segments)".into(), purpose))
 }
 
 /// Whether something is loaded for a normal kexec, by anyone; `None` if the kernel does not say.
 #[must_use]
 pub fn is_loaded() -> Option<bool> {
-    ["/sys/kernel/kexec_loaded", "/sys/kernel/kexec/loaded"]
-        .into_iter()
-        .filter(|path| Path::new(path).exists())
-        .find_map(number)
+    first_number(&["/sys/kernel/kexec_loaded", "/sys/kernel/kexec/loaded"])
         .map(|loaded| loaded == 1)
+}
+
+/// Whether something is loaded for a panic, by anyone; `None` if the kernel does not say.
+#[must_use]
+pub fn is_crash_loaded() -> Option<bool> {
+    first_number(&[
+        "/sys/kernel/kexec_crash_loaded",
+        "/sys/kernel/kexec/crash_loaded",
+    ])
+    .map(|loaded| loaded == 1)
+}
+
+/// How much memory is set aside for a crash kernel, bytes; `None` if the kernel does not say.
+#[must_use]
+pub fn crash_size_bytes() -> Option<u64> {
+    first_number(&[
+        "/sys/kernel/kexec_crash_size",
+        "/sys/kernel/kexec/crash_size",
+    ])
+    .and_then(|size| u64::try_from(size).ok())
+}
+
+/// The number in the first of these files that there is.
+fn first_number(paths: &[&str]) -> Option<i64> {
+    paths
+        .iter()
+        .filter(|path| Path::new(path).exists())
+        .find_map(|path| number(path))
 }
 
 #[cfg(test)]

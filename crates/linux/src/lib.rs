@@ -13,6 +13,7 @@
 pub mod anonymous;
 pub mod consoles;
 pub mod counter;
+pub mod crash;
 mod error;
 pub mod facts;
 pub mod holder;

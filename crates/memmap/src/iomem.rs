@@ -38,6 +38,12 @@ pub const MAX_DEPTH: usize = 8;
 /// Memory that came later carries more (`System RAM (kmem)`, `System RAM (virtio_mem)`) and can
 /// leave again, so it does not match.
 pub const SYSTEM_RAM: &str = "System RAM";
+/// Label of what `crashkernel=` has reserved (`crashk_res` and `crashk_low_res` in kernel/crash_core.c).
+pub const CRASH_KERNEL: &str = "Crash kernel";
+/// Label of the running kernel's text (`arch/arm64/kernel/setup.c`).
+pub const KERNEL_CODE: &str = "Kernel code";
+/// Label of its data and BSS.
+pub const KERNEL_DATA: &str = "Kernel data";
 
 /// Why the text is not a usable `/proc/iomem`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -284,6 +290,22 @@ pub fn labelled(entries: &[Entry], label: &str) -> PhysRanges {
 #[must_use]
 pub fn system_ram(entries: &[Entry]) -> PhysRanges {
     labelled(entries, SYSTEM_RAM)
+}
+
+/// All memory that there is now, also what came after boot: the entries whose label is [`SYSTEM_RAM`] or begins
+/// with it and a blank. For whoever wants to read it, not to use it.
+#[must_use]
+pub fn all_system_ram(entries: &[Entry]) -> PhysRanges {
+    let is_ram = |label: &str| {
+        label
+            .strip_prefix(SYSTEM_RAM)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    entries
+        .iter()
+        .filter(|entry| is_ram(&entry.label))
+        .map(|entry| entry.range)
+        .collect()
 }
 
 /// The memory that nobody has claimed beyond being memory: [`system_ram`], minus everything nested
