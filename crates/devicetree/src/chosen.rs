@@ -28,6 +28,8 @@ pub const MAX_TIMELINE_BYTES: usize = 64 << 10;
 
 const CHOSEN: &str = "chosen";
 const BOOTARGS: &str = "bootargs";
+const CORE_HEADER: &str = "linux,elfcorehdr";
+const USABLE_MEMORY: &str = "linux,usable-memory-range";
 const INITRD_START: &str = "linux,initrd-start";
 const INITRD_END: &str = "linux,initrd-end";
 const KASLR_SEED: &str = "kaslr-seed";
@@ -38,8 +40,8 @@ const BOOTED_FROM_KEXEC: &str = "linux,booted-from-kexec";
 /// Properties of `/chosen` that describe the kernel that is leaving.
 const STALE: [&str; 4] = [
     // Makes the next kernel believe that it is a crash kernel, confined to a part of memory.
-    "linux,elfcorehdr",
-    "linux,usable-memory-range",
+    CORE_HEADER,
+    USABLE_MEMORY,
     "linux,dmcryptkeys",
     // Points to memory that nobody carried over.
     "linux,ima-kexec-buffer",
@@ -87,6 +89,17 @@ impl SecureBoot {
     }
 }
 
+/// What makes the next kernel a crash kernel: one that runs in memory set aside for it, and saves the rest
+/// (Documentation/devicetree/bindings/chosen.txt; Documentation/admin-guide/kdump/kdump.rst).
+#[derive(Debug, Clone, Copy)]
+pub struct CrashBoot<'a> {
+    /// Where the headers of the core file are (`linux,elfcorehdr`).
+    pub core_header: PhysRange,
+    /// All the memory that it may use (`linux,usable-memory-range`). The one that it lies in first: older kernels
+    /// read no other, and newer ones take the last of two for low memory.
+    pub usable: &'a [PhysRange],
+}
+
 /// What the next kernel is to be told.
 #[derive(Clone, Copy)]
 pub struct NextBoot<'a> {
@@ -108,6 +121,8 @@ pub struct NextBoot<'a> {
     /// What this machine's firmware says about Secure Boot; used only if the tree has EFI properties
     /// and not this one.
     pub secure_boot: Option<SecureBoot>,
+    /// If it is a crash kernel.
+    pub crash: Option<CrashBoot<'a>>,
 }
 
 // Derived, this would print the seeds into somebody's log.
@@ -120,6 +135,7 @@ impl std::fmt::Debug for NextBoot<'_> {
             .field("timeline_bytes", &self.timeline_bytes)
             .field("old_dtb", &self.old_dtb)
             .field("secure_boot", &self.secure_boot)
+            .field("crash", &self.crash)
             .finish_non_exhaustive()
     }
 }
@@ -204,6 +220,10 @@ fn check(next: &NextBoot<'_>) -> Result<(), Error> {
 
 pub(crate) fn prepare(tree: &mut Tree, next: &NextBoot<'_>) -> Result<Prepared, Error> {
     check(next)?;
+    let crash = next
+        .crash
+        .map(|crash| crash_properties(&tree.model.root, &crash))
+        .transpose()?;
     let mut prepared = Prepared::default();
 
     let old = [initrd(&tree.model), next.old_dtb];
@@ -225,6 +245,9 @@ pub(crate) fn prepare(tree: &mut Tree, next: &NextBoot<'_>) -> Result<Prepared, 
     if let Some(chosen) = tree.model.root.child_mut(CHOSEN) {
         remove_stale(chosen, &mut prepared);
         write_chosen(chosen, next, &mut prepared);
+        for (name, value) in crash.into_iter().flatten() {
+            set(chosen, name, value.as_slice());
+        }
     }
     if let Some(initrd) = next.initrd {
         let entry = MemoryReservation::new(initrd.start().as_u64(), initrd.size_bytes());
@@ -232,6 +255,41 @@ pub(crate) fn prepare(tree: &mut Tree, next: &NextBoot<'_>) -> Result<Prepared, 
     }
     tree.spare_reservations = SPARE_RESERVATIONS;
     Ok(prepared)
+}
+
+/// The properties of a crash kernel, in cells as the root counts them.
+fn crash_properties(
+    root: &DeviceTreeNode,
+    crash: &CrashBoot<'_>,
+) -> Result<[(&'static str, Vec<u8>); 2], Error> {
+    // What the specification says where nothing is said.
+    let address_cells = lookup::number32(root, "#address-cells").unwrap_or(2);
+    let size_cells = lookup::number32(root, "#size-cells").unwrap_or(1);
+    let encode = |ranges: &[PhysRange]| -> Result<Vec<u8>, Error> {
+        let mut value = Vec::new();
+        for range in ranges {
+            let refused = || Error::CrashRange {
+                range: *range,
+                address_cells,
+                size_cells,
+            };
+            for (number, cells) in [
+                (range.start().as_u64(), address_cells),
+                (range.size_bytes(), size_cells),
+            ] {
+                match cells {
+                    1 => value.extend(u32::try_from(number).map_err(|_| refused())?.to_be_bytes()),
+                    2 => value.extend(number.to_be_bytes()),
+                    _ => return Err(refused()),
+                }
+            }
+        }
+        Ok(value)
+    };
+    Ok([
+        (CORE_HEADER, encode(&[crash.core_header])?),
+        (USABLE_MEMORY, encode(crash.usable)?),
+    ])
 }
 
 /// Replaces every EFI property of `tree` by those of `running`; returns their names.

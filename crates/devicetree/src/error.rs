@@ -104,6 +104,19 @@ pub enum BlobError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A crash kernel's memory cannot be written as the root of the tree counts cells.
+    #[error(
+        "{range} for the crash kernel does not fit into {address_cells} cells of address and {size_cells} of size, \
+         as the root of the device tree has them; reserve it below 4 GiB, with crashkernel=SIZE@ADDRESS"
+    )]
+    CrashRange {
+        /// The memory.
+        range: kleap_memmap::PhysRange,
+        /// `#address-cells` of the root.
+        address_cells: u32,
+        /// `#size-cells` of the root.
+        size_cells: u32,
+    },
     /// The finished tree is larger than a kernel accepts.
     #[error(
         "the next kernel's device tree would have {size_bytes} bytes, more than the {limit_bytes} \

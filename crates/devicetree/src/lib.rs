@@ -34,8 +34,8 @@ use kleap_memmap::PhysRange;
 
 pub use blob::find_property_value;
 pub use chosen::{
-    MAX_BOOTARGS_BYTES, MAX_TIMELINE_BYTES, NextBoot, Prepared, RNG_SEED_BYTES, SecureBoot,
-    TIMELINE_PROPERTY, Warning,
+    CrashBoot, MAX_BOOTARGS_BYTES, MAX_TIMELINE_BYTES, NextBoot, Prepared, RNG_SEED_BYTES,
+    SecureBoot, TIMELINE_PROPERTY, Warning,
 };
 pub use error::{BlobError, Error, HardwareError};
 pub use hardware::{Conduit, Psci, RedistributorRegion, ReservedMemory, Uart, UartKind};

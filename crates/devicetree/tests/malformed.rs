@@ -73,6 +73,7 @@ fn exercise(bytes: &[u8]) {
             timeline_bytes: 8,
             old_dtb: None,
             secure_boot: None,
+            crash: None,
         })
         .expect("nothing here is refused");
     let written = tree.to_dtb().expect("small enough");
@@ -285,6 +286,7 @@ fn sizes_are_limited() {
         timeline_bytes: 64,
         old_dtb: None,
         secure_boot: None,
+        crash: None,
     };
     let _ = tree.prepare(&next).expect("prepared");
     assert!(matches!(tree.to_dtb(), Err(Error::TooLarge { .. })));

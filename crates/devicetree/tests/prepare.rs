@@ -11,8 +11,8 @@ mod common;
 
 use common::{BOARD, EFI, VIRT, contents, properties, put_u32};
 use kleap_devicetree::{
-    Error, MAX_BOOTARGS_BYTES, MAX_TIMELINE_BYTES, NextBoot, SPARE_RESERVATIONS, SecureBoot, Tree,
-    Warning, find_property_value,
+    CrashBoot, Error, MAX_BOOTARGS_BYTES, MAX_TIMELINE_BYTES, NextBoot, SPARE_RESERVATIONS,
+    SecureBoot, Tree, Warning, find_property_value,
 };
 use kleap_memmap::{PhysAddr, PhysRange};
 
@@ -29,6 +29,7 @@ fn next_boot() -> NextBoot<'static> {
         timeline_bytes: 256,
         old_dtb: None,
         secure_boot: None,
+        crash: None,
     }
 }
 
@@ -241,6 +242,97 @@ fn an_incomplete_efi_set_is_reported() {
         }]
     );
     assert!(warnings[0].to_string().contains("linux,uefi-mmap-size"));
+}
+
+#[test]
+fn a_crash_kernel_is_told_of_its_memory_in_the_roots_cells() {
+    let core_header = range(0x1_5fff_0000, 0x1000);
+    let usable = [
+        range(0x1_5000_0000, 0x1000_0000),
+        range(0x5000_0000, 0x80_0000),
+    ];
+    let crash = Some(CrashBoot {
+        core_header,
+        usable: &usable,
+    });
+    let mut tree = Tree::parse(VIRT).unwrap();
+    let _ = tree
+        .prepare(&NextBoot {
+            crash,
+            ..next_boot()
+        })
+        .unwrap();
+    let read = Tree::parse(&tree.to_dtb().unwrap()).unwrap();
+    // The machine's root has two cells of each.
+    let encode = |ranges: &[PhysRange]| -> Vec<u8> {
+        ranges
+            .iter()
+            .flat_map(|range| [range.start().as_u64(), range.size_bytes()])
+            .flat_map(u64::to_be_bytes)
+            .collect()
+    };
+    assert_eq!(
+        read.property("/chosen", "linux,elfcorehdr"),
+        Some(encode(&[core_header]).as_slice())
+    );
+    assert_eq!(
+        read.property("/chosen", "linux,usable-memory-range"),
+        Some(encode(&usable).as_slice())
+    );
+    // And whoever comes next is none.
+    let mut tree = read;
+    let _ = tree.prepare(&next_boot()).unwrap();
+    assert_eq!(tree.property("/chosen", "linux,elfcorehdr"), None);
+
+    // With single cells it is written in them, or refused.
+    let mut blob = VIRT.to_vec();
+    let root_cells: Vec<usize> = blob
+        .windows(4)
+        .enumerate()
+        .filter(|(_, window)| *window == [0, 0, 0, 2])
+        .map(|(at, _)| at)
+        .take(2)
+        .collect();
+    for at in root_cells {
+        blob[at + 3] = 1;
+    }
+    let mut tree = Tree::parse(&blob).unwrap();
+    assert_eq!(
+        tree.property("/", "#address-cells"),
+        Some(&[0, 0, 0, 1][..])
+    );
+    assert_eq!(tree.property("/", "#size-cells"), Some(&[0, 0, 0, 1][..]));
+    let before = tree.clone();
+    let error = tree.prepare(&NextBoot {
+        crash,
+        ..next_boot()
+    });
+    assert!(
+        matches!(
+            error,
+            Err(Error::CrashRange {
+                address_cells: 1,
+                size_cells: 1,
+                ..
+            })
+        ),
+        "{error:?}"
+    );
+    assert_eq!(tree, before);
+    let low = [range(0x5000_0000, 0x80_0000)];
+    let _ = tree
+        .prepare(&NextBoot {
+            crash: Some(CrashBoot {
+                core_header: range(0x507f_0000, 0x200),
+                usable: &low,
+            }),
+            ..next_boot()
+        })
+        .unwrap();
+    assert_eq!(
+        tree.property("/chosen", "linux,elfcorehdr"),
+        Some(&[0x50, 0x7f, 0, 0, 0, 0, 2, 0][..])
+    );
 }
 
 #[test]

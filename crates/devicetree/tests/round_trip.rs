@@ -27,6 +27,7 @@ fn next_boot() -> NextBoot<'static> {
         timeline_bytes: 512,
         old_dtb: None,
         secure_boot: None,
+        crash: None,
     }
 }
 

@@ -58,6 +58,13 @@ pub(crate) enum Failure {
         needed_bytes: u64,
         available_bytes: u64,
     },
+    #[error(
+        "{needed_bytes} bytes are needed for a crash kernel, and {reserved} is set aside for it"
+    )]
+    CrashMemory {
+        needed_bytes: u64,
+        reserved: kleap_memmap::PhysRange,
+    },
     #[error("cannot write the answer: {0}")]
     Output(std::io::Error),
     #[error("nothing is loaded")]
@@ -108,7 +115,8 @@ impl Failure {
             }
             Self::Linux(Linux::HugePages { .. } | Linux::Limited { .. } | Linux::KernelMemory)
             | Self::Layout(_)
-            | Self::Memory { .. } => 6,
+            | Self::Memory { .. }
+            | Self::CrashMemory { .. } => 6,
             Self::Stage(StageError::TooLarge { .. } | StageError::TooManyMoves(_)) => 6,
             Self::NothingLoaded | Self::NoReport(_) => 7,
             Self::Changed(_) => 8,
@@ -149,6 +157,9 @@ impl Failure {
                 "use --strategy auto, which moves what does not fit, or load earlier after boot",
             ),
             Self::Layout(_) | Self::Memory { .. } => Some("free memory, or load a smaller initrd"),
+            Self::CrashMemory { .. } => {
+                Some("boot with a larger crashkernel=, or load a smaller initrd")
+            }
             Self::NothingLoaded => Some("load a kernel first: kleap load IMAGE"),
             Self::State { .. } => Some("kleap unload removes what is there"),
             Self::NoReport(_) => crate::last_words::hint(),

@@ -12,6 +12,7 @@
 
 mod check;
 mod cpu;
+mod crash;
 mod error;
 mod exec;
 #[cfg(feature = "fuzzing")]
@@ -71,7 +72,7 @@ enum Action {
     /// Say what is loaded, where, and what the hand-over will do and cost
     Status(Format),
     /// Give back what `load` took
-    Unload,
+    Unload(UnloadArguments),
     /// On the next kernel: say where the time of the hand-over went
     Report(Format),
     /// Be kexec of kexec-tools: takes its options and has its exit codes (kleap kexec --help, kexec(8))
@@ -129,11 +130,30 @@ struct LoadArguments {
     /// Call kexec_load(2) now and not at exec, for `systemctl kexec` and whatever looks at kexec_loaded
     #[arg(long)]
     early: bool,
+    /// Not for exec: for a panic. Into the memory that crashkernel= has set aside, with the headers of /proc/vmcore
+    #[arg(long, conflicts_with_all = ["strategy", "early"])]
+    panic: bool,
+    /// Test only, with --panic: damage a piece after its digest was taken: PIECE:OFFSET
+    #[cfg(feature = "fault-injection")]
+    #[arg(
+        long,
+        value_name = "FAULT,...",
+        value_delimiter = ',',
+        requires = "panic"
+    )]
+    inject_fault: Vec<exec::Fault>,
     #[command(flatten)]
     hand_off: hand_off::HandOffArguments,
     /// What `kexec` can ask for beside that
     #[arg(skip)]
     wishes: kexec::Wishes,
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct UnloadArguments {
+    /// What `load --panic` has loaded, and nothing else
+    #[arg(long)]
+    panic: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -188,7 +208,7 @@ fn run(action: Action) -> Result<ExitCode, Failure> {
         Action::Load(arguments) => load::load(&arguments)?,
         Action::Exec(arguments) => exec::exec(&arguments)?,
         Action::Status(format) => status::status(format.json)?,
-        Action::Unload => load::unload()?,
+        Action::Unload(arguments) => load::unload(arguments)?,
         Action::Report(format) => report::report(format.json)?,
         Action::Kexec { arguments } => return Ok(kexec::main(arguments)),
         Action::Hold { files } => hold::hold(&files)?,

@@ -13,8 +13,8 @@ use crate::pieces::{Pieces, check_regular, input_error, reason};
 use crate::place::{self, Placed};
 use crate::sources::{Bundle, Initrd, Kernel};
 use crate::store::Store;
-use crate::{LoadArguments, exec, hold, output, units};
-use kleap_devicetree::{MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
+use crate::{LoadArguments, UnloadArguments, crash, exec, hold, output, units};
+use kleap_devicetree::{CrashBoot, MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
 use kleap_image::Header;
 use kleap_linux::{facts, kexec};
 use kleap_memmap::PhysRange;
@@ -52,9 +52,18 @@ fn check_page_size(header: &Header, path: &Path) -> Result<(), Failure> {
 
 /// The command line without what the boot loader added for itself.
 pub(crate) fn without_boot_image(command_line: &str) -> String {
+    without_word(command_line, "BOOT_IMAGE")
+}
+
+/// The command line without a parameter, each time that it is there.
+fn without_word(command_line: &str, name: &str) -> String {
+    let is_it = |word: &str| {
+        word.strip_prefix(name)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    };
     let words: Vec<&str> = command_line
         .split(' ')
-        .filter(|word| !word.is_empty() && !word.starts_with("BOOT_IMAGE="))
+        .filter(|word| !word.is_empty() && !is_it(word))
         .collect();
     words.join(" ")
 }
@@ -65,8 +74,13 @@ fn command_line(
     of_file: Option<&str>,
     tree: &Tree,
 ) -> Result<String, Failure> {
+    // A crash kernel that set memory aside for another one would have less, if it got any.
+    let for_purpose = |line: &str| match arguments.panic {
+        true => without_word(line, "crashkernel"),
+        false => line.to_owned(),
+    };
     let line = if arguments.reuse_cmdline {
-        let reused = without_boot_image(&facts::command_line()?);
+        let reused = for_purpose(&without_boot_image(&facts::command_line()?));
         match &arguments.append {
             Some(more) => format!("{reused} {more}").trim().to_owned(),
             None => reused,
@@ -78,7 +92,10 @@ fn command_line(
     {
         line.clone()
     } else {
-        of_file.or(tree.bootargs()).unwrap_or("").to_owned()
+        match (of_file, tree.bootargs()) {
+            (Some(line), _) => line.to_owned(),
+            (None, line) => for_purpose(line.unwrap_or_default()),
+        }
     };
     if line.len() > MAX_BOOTARGS_BYTES {
         return Err(Failure::CommandLine {
@@ -133,6 +150,7 @@ fn next_tree(
     path: &Path,
     bootargs: &str,
     initrd: Option<PhysRange>,
+    crash: Option<CrashBoot<'_>>,
 ) -> Result<(Vec<u8>, u64), Failure> {
     let tree_error = |what: String| Failure::DeviceTree {
         path: path.to_owned(),
@@ -150,6 +168,7 @@ fn next_tree(
             timeline_bytes: timeline::SIZE_BYTES,
             old_dtb: None,
             secure_boot: Some(secure_boot()),
+            crash,
         })
         .map_err(|error| tree_error(error.to_string()))?;
     for warning in prepared.warnings {
@@ -164,19 +183,19 @@ fn next_tree(
 }
 
 /// What is to be loaded, read and checked.
-struct Payload<'a> {
+pub(crate) struct Payload<'a> {
     arguments: &'a LoadArguments,
-    kernel: Kernel,
-    initrd: Option<Initrd>,
+    pub(crate) kernel: Kernel,
+    pub(crate) initrd: Option<Initrd>,
     tree: Tree,
     tree_path: PathBuf,
     command_line: String,
-    memory: Memory,
+    pub(crate) memory: Memory,
 }
 
 impl<'a> Payload<'a> {
     /// Reads everything, and refuses what can be refused; takes no huge page.
-    fn read(arguments: &'a LoadArguments) -> Result<Self, Failure> {
+    pub(crate) fn read(arguments: &'a LoadArguments) -> Result<Self, Failure> {
         let bundle = Bundle::read(arguments)?;
         check_page_size(&bundle.kernel.header, &arguments.image)?;
         if bundle.kernel.header.placement == kleap_image::Placement::NearDramBase {
@@ -231,7 +250,7 @@ impl<'a> Payload<'a> {
         })
     }
 
-    fn requirements(&self, stage_bytes: u64) -> Requirements {
+    pub(crate) fn requirements(&self, stage_bytes: u64) -> Requirements {
         Requirements {
             image_file_bytes: self.kernel.pieces.size_bytes(),
             image_size_bytes: self.kernel.header.image_size_bytes,
@@ -246,10 +265,11 @@ impl<'a> Payload<'a> {
     }
 
     /// The tree for the next kernel, whose initrd will be at its place.
-    fn next_tree(
+    pub(crate) fn next_tree(
         &self,
         layout: &Layout,
         initrd: Option<&Content>,
+        crash: Option<CrashBoot<'_>>,
     ) -> Result<(Vec<u8>, u64), Failure> {
         let range = layout
             .initrd
@@ -263,14 +283,16 @@ impl<'a> Payload<'a> {
             &self.tree_path,
             &self.command_line,
             range,
+            crash,
         )
     }
 
-    /// The note of what is loaded.
-    fn verify(&self) -> Verify {
+    /// How it is verified.
+    pub(crate) fn verify(&self) -> Verify {
         self.arguments.verify.unwrap_or_default()
     }
 
+    /// The note of what is loaded.
     fn note(&self, layout: Layout, contents: Contents) -> Result<Loaded, Failure> {
         let arguments = self.arguments;
         Ok(Loaded {
@@ -357,7 +379,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         }
         _ => None,
     };
-    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref())?;
+    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref(), None)?;
     let device_tree = write_bytes(&mut files, &layout.device_tree, &dtb, verify);
     let mut loaded = payload.note(
         layout,
@@ -441,7 +463,7 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
     let content_of =
         |bytes: &[u8]| Content::of(payload.arguments.verify.unwrap_or_default(), &[bytes]);
     let initrd = initrd_bytes.as_deref().map(content_of);
-    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref())?;
+    let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref(), None)?;
     let image_bytes = std::mem::take(&mut payload.kernel.pieces).take()?;
     let mut loaded = payload.note(
         layout,
@@ -546,6 +568,9 @@ pub(crate) fn load_files(arguments: &LoadArguments) -> Result<(), Failure> {
 
 /// `kleap load`.
 pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
+    if arguments.panic {
+        return crash::load(arguments);
+    }
     let strategy: Strategy = arguments.strategy.into();
     if let Err(refusal) = machine::check() {
         // The last resort: a kernel that takes nothing but files.
@@ -635,7 +660,10 @@ fn report(loaded: &Loaded, summary: &Summary, cost: &machine::KexecCost) {
 }
 
 /// `kleap unload`.
-pub(crate) fn unload() -> Result<(), Failure> {
+pub(crate) fn unload(arguments: UnloadArguments) -> Result<(), Failure> {
+    if arguments.panic {
+        return crash::unload();
+    }
     machine::check_device_tree()?;
     let was_loaded = Store::unload()?;
     output::note(if was_loaded {
@@ -655,6 +683,17 @@ mod tests {
         assert_eq!(
             without_boot_image("BOOT_IMAGE=/vmlinuz root=/dev/vda1  quiet x=BOOT_IMAGE=1"),
             "root=/dev/vda1 quiet x=BOOT_IMAGE=1"
+        );
+    }
+
+    #[test]
+    fn a_parameter_is_dropped_each_time_and_no_other() {
+        assert_eq!(
+            without_word(
+                "crashkernel=256M,high quiet crashkernel=64M,low crashkernel crashkernels=1",
+                "crashkernel"
+            ),
+            "quiet crashkernels=1"
         );
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn device_tree() -> Result<Tree, Failure> {
     })
 }
 
-fn iomem_failure(path: &Path, error: &iomem::IomemError) -> Failure {
+pub(crate) fn iomem_failure(path: &Path, error: &iomem::IomemError) -> Failure {
     match error {
         iomem::IomemError::AddressesHidden => kleap_linux::Error::NoAddresses.into(),
         error => Failure::Input {

@@ -77,6 +77,38 @@ struct Console {
     found_by: String,
 }
 
+/// What there is for a panic, as JSON.
+#[derive(Debug, Serialize)]
+struct Crash {
+    /// What `crashkernel=` has set aside, bytes.
+    reserved_bytes: Option<u64>,
+    /// Whether the kernel has a crash kernel, from whomever.
+    loaded: Option<bool>,
+}
+
+impl Crash {
+    fn find() -> Self {
+        Self {
+            reserved_bytes: kexec::crash_size_bytes(),
+            loaded: kexec::is_crash_loaded(),
+        }
+    }
+
+    /// One line, if there is anything to say.
+    fn line(&self) -> Option<String> {
+        let size = self.reserved_bytes.filter(|bytes| *bytes > 0)?;
+        Some(format!(
+            "crash kernel  {}, {} set aside",
+            if self.loaded == Some(true) {
+                "loaded"
+            } else {
+                "not loaded"
+            },
+            units::bytes(size)
+        ))
+    }
+}
+
 fn console(loaded: &Loaded) -> Option<Console> {
     let devices = Devices::find(
         &machine::device_tree().ok()?,
@@ -96,6 +128,8 @@ struct Status<'a> {
     loaded: Option<LoadedStatus<'a>>,
     /// Whether the running kernel has something loaded for kexec, from whomever.
     kexec_loaded: Option<bool>,
+    /// What is set aside for a crash kernel, and whether one is loaded.
+    crash: Crash,
     /// What `kexec_load(2)` itself takes on this machine; `null` if that cannot be known.
     kexec_load: Option<KexecCost>,
     watchdogs: Vec<watchdog::Status>,
@@ -176,6 +210,7 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
     let status = Status {
         loaded: loaded.as_ref().map(describe),
         kexec_loaded: kexec::is_loaded(),
+        crash: Crash::find(),
         kexec_load: cost.as_ref().map(|cost| cost.0.clone()),
         watchdogs: watchdog::all(),
     };
@@ -194,6 +229,9 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
         }
         if let Some(sentence) = cost.and_then(|cost| cost.sentence(false)) {
             line!(text, "{sentence}");
+        }
+        if let Some(crash) = status.crash.line() {
+            line!(text, "{crash}");
         }
         return output::answer(&text);
     };
@@ -310,6 +348,9 @@ pub(crate) fn status(json: bool) -> Result<(), Failure> {
     }
     if let Some(sentence) = cost.and_then(|cost| cost.sentence(loaded.early)) {
         line!(text, "{sentence}");
+    }
+    if let Some(crash) = status.crash.line() {
+        line!(text, "{crash}");
     }
     for sentence in status
         .watchdogs

@@ -174,6 +174,16 @@ pub(crate) struct Store {
     _lock: std::os::fd::OwnedFd,
 }
 
+/// Waits until no other kleap is changing what is loaded; nor will one until the answer is dropped.
+pub(crate) fn lock() -> Result<std::os::fd::OwnedFd, Failure> {
+    Ok(kleap_linux::facts::lock(|holder| {
+        let name = holder.map_or_else(|| "another kleap".to_owned(), |holder| holder.to_string());
+        output::warn(&format!(
+            "waiting for {name}, which is changing what is loaded"
+        ));
+    })?)
+}
+
 impl Store {
     /// Locks the store and clears away what interrupted commands left.
     pub(crate) fn open() -> Result<Self, Failure> {
@@ -195,15 +205,7 @@ impl Store {
     }
 
     fn lock() -> Result<Self, Failure> {
-        let store = Self {
-            _lock: kleap_linux::facts::lock(|holder| {
-                let name =
-                    holder.map_or_else(|| "another kleap".to_owned(), |holder| holder.to_string());
-                output::warn(&format!(
-                    "waiting for {name}, which is changing what is loaded"
-                ));
-            })?,
-        };
+        let store = Self { _lock: lock()? };
         if kleap_linux::facts::has_own_mounts() == Some(true) {
             return Err(Failure::Unsupported(
                 "this process has mounts of its own (a mount namespace, as in a container or in a service \

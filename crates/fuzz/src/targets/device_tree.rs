@@ -2,7 +2,7 @@
 
 use super::Draw;
 use kleap_devicetree::{
-    Error, MAX_BOOTARGS_BYTES, NextBoot, SecureBoot, TIMELINE_PROPERTY, Tree, UartKind,
+    CrashBoot, Error, MAX_BOOTARGS_BYTES, NextBoot, SecureBoot, TIMELINE_PROPERTY, Tree, UartKind,
     find_property_value,
 };
 use kleap_memmap::{PhysAddr, PhysRange};
@@ -488,9 +488,22 @@ pub fn prepare(data: &[u8]) {
             2 => Some(SecureBoot::Enabled),
             _ => None,
         },
+        crash: None,
     };
     let (carries, repeats) = (draw.below(4) == 1, draw.below(8) == 1);
     let built = Built::draw(&mut draw);
+    // Drawn last, so that older inputs still mean what they meant.
+    let usable: Vec<PhysRange> = (0..draw.below(3))
+        .filter_map(|_| range(&mut draw))
+        .collect();
+    let core_header = range(&mut draw).filter(|_| !usable.is_empty());
+    let next = NextBoot {
+        crash: core_header.map(|core_header| CrashBoot {
+            core_header,
+            usable: &usable,
+        }),
+        ..next
+    };
     let before = Tree::parse(&built.flat()).expect("well formed");
     let mut tree = before.clone();
     let prepared = match tree.prepare(&next) {
@@ -507,6 +520,11 @@ pub fn prepare(data: &[u8]) {
     assert_eq!(again.bootargs(), Some(&text[..]));
     assert_eq!(again.initrd(), next.initrd);
     for name in PROPERTIES.into_iter().filter(|name| is_stale(name)) {
+        if next.crash.is_some() && matches!(name, "linux,elfcorehdr" | "linux,usable-memory-range")
+        {
+            assert!(again.property("/chosen", name).is_some(), "{name}");
+            continue;
+        }
         let expected = vec![0_u8; next.timeline_bytes];
         let expected =
             (name == TIMELINE_PROPERTY && next.timeline_bytes > 0).then_some(&expected[..]);

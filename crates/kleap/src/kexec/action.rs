@@ -277,6 +277,9 @@ fn load(request: &Request, wanted: &Load, retained: Option<PathBuf>) -> Step {
         strategy: StrategyArgument::Auto,
         verify: wanted.no_checks.then_some(Verify::None),
         early: true,
+        panic: false,
+        #[cfg(feature = "fault-injection")]
+        inject_fault: Vec::new(),
         hand_off: HandOffArguments {
             serial,
             ..HandOffArguments::default()
