@@ -4,6 +4,7 @@
 # What it does is chosen by words of the kernel's command line:
 #   kleap_lab.role=first      run /lab/script.sh, which loads and executes the second kernel
 #   kleap_lab.role=second     check what arrived, print the verdict, power off
+#   kleap_lab.role=capture    the second kernel is a crash kernel: read the first one's memory, and so on
 #   kleap_lab.role=chain      check what arrived, and hand over to the next kernel of a chain
 #   kleap_lab.role=soak       the same, with a plan that says how
 #   kleap_lab.token=...       printed with the verdict, so that no earlier run can be mistaken for it
@@ -33,6 +34,9 @@ first)
 second)
     . /lab/second.sh
     ;;
+capture)
+    . /lab/capture.sh
+    ;;
 chain)
     . /lab/chain.sh
     ;;
@@ -40,6 +44,6 @@ soak)
     . /lab/soak.sh
     ;;
 *)
-    finish fail "kleap_lab.role is '$role', not first, second, chain or soak"
+    finish fail "kleap_lab.role is '$role', not first, second, capture, chain or soak"
     ;;
 esac

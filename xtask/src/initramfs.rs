@@ -93,6 +93,7 @@ const APPLETS: &[&str] = &[
 const INIT: &[u8] = include_bytes!("../guest-scripts/init.sh");
 const FUNCTIONS: &[u8] = include_bytes!("../guest-scripts/functions.sh");
 const SECOND: &[u8] = include_bytes!("../guest-scripts/second.sh");
+const CAPTURE: &[u8] = include_bytes!("../guest-scripts/capture.sh");
 const CHAIN: &[u8] = include_bytes!("../guest-scripts/chain.sh");
 const SOAK: &[u8] = include_bytes!("../guest-scripts/soak.sh");
 /// Starts the padding's generator; any value will do as long as it stays.
@@ -118,6 +119,7 @@ impl Base {
         archive.file("init", INIT)?;
         archive.file("lab/functions.sh", FUNCTIONS)?;
         archive.file("lab/second.sh", SECOND)?;
+        archive.file("lab/capture.sh", CAPTURE)?;
         archive.file("lab/chain.sh", CHAIN)?;
         archive.file("lab/soak.sh", SOAK)?;
         for (name, path) in [

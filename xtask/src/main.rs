@@ -8,6 +8,7 @@ mod built;
 mod chain;
 mod check;
 mod cpio;
+mod crash;
 mod demo;
 mod dropin;
 mod e2e;

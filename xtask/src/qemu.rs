@@ -23,6 +23,8 @@ use crate::toolchain::QemuSystem;
 
 /// Multiplies every deadline, for machines that are slow or busy.
 const SLOWDOWN_VARIABLE: &str = "KLEAP_LAB_SLOWDOWN";
+/// A panic that a script has made on purpose, for a crash kernel: what matters is what comes after it.
+const WANTED_PANIC: &str = "Kernel panic - not syncing: sysrq triggered crash";
 /// Lines that no kernel of the lab prints while it works.
 const LOST: &[&str] = &[
     "Kernel panic - not syncing",
@@ -261,7 +263,11 @@ impl Machine {
                     if let Some(value) = found(&line) {
                         return Ok(value);
                     }
-                    if lost.is_none() && LOST.iter().any(|text| line.text.contains(text)) {
+                    let is_wanted = line.text.contains(WANTED_PANIC);
+                    if lost.is_none()
+                        && !is_wanted
+                        && LOST.iter().any(|text| line.text.contains(text))
+                    {
                         lost = Some(line.text);
                         limit = began.elapsed() + LAST_WORDS;
                     }

@@ -274,6 +274,8 @@ pub(crate) struct Row {
     pub(crate) witness: bool,
     /// Whether the first kernel's machine has kexec-tools, to compare with.
     pub(crate) kexec_tools: bool,
+    /// Whether the second kernel is a crash kernel, which gets tools that read the first one's memory.
+    pub(crate) captures: bool,
     /// Whether the second kernel must have a report of kleap's.
     pub(crate) report: bool,
     /// Whether the machine starts again after a reset.
@@ -322,6 +324,7 @@ impl Row {
             fault_injection: false,
             witness: false,
             kexec_tools: false,
+            captures: false,
             report: true,
             reboots: false,
             exec_words: "",
@@ -1137,6 +1140,7 @@ pub(crate) fn all() -> Vec<Row> {
     rows.extend(crate::check::rows());
     rows.extend(crate::kexec_diff::rows());
     rows.extend(crate::dropin::rows());
+    rows.extend(crate::crash::rows());
     rows.extend(crate::stress::rows());
     rows.extend(crate::watchdog::rows());
     for row in &mut rows {

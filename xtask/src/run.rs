@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::bench::kexec_tools::KexecTools;
+use crate::bench::kexec_tools::{self, KexecTools};
 use crate::build;
 use crate::chain;
 use crate::check;
@@ -56,6 +56,8 @@ pub(crate) struct Assets {
     raspi3b_trees: BTreeMap<&'static str, PathBuf>,
     kexec_tools: Option<KexecTools>,
     format_tools: Option<Tools>,
+    /// An archive with what reads a crashed kernel's memory.
+    dump_tools: Option<Vec<u8>>,
     /// By kernel and name.
     modules: BTreeMap<(&'static str, &'static str), Vec<u8>>,
 }
@@ -117,6 +119,11 @@ impl Assets {
         } else {
             None
         };
+        let dump_tools = if rows.iter().any(|row| row.captures) {
+            Some(dump_tools_archive(lab)?)
+        } else {
+            None
+        };
         Ok(Self {
             qemu,
             kernels,
@@ -126,6 +133,7 @@ impl Assets {
             raspi3b_trees,
             kexec_tools,
             format_tools,
+            dump_tools,
             modules,
         })
     }
@@ -141,6 +149,17 @@ impl Assets {
             .get(name)
             .with_context(|| format!("the kernel {name} was not prepared"))
     }
+}
+
+/// An archive to be put behind an initrd.
+fn dump_tools_archive(lab: &Lab) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut archive = Archive::new(&mut bytes);
+    for (name, content) in kexec_tools::dump_tools(lab)? {
+        archive.file(&name, &content)?;
+    }
+    archive.finish()?;
+    Ok(bytes)
 }
 
 /// What came of a row.
@@ -323,6 +342,13 @@ fn write_initramfs(
     }
     if matches!(row.script, Script::KexecDiff(_)) {
         extra_files.extend(kexec_diff::files());
+    }
+    if row.captures {
+        let archive = assets.dump_tools.as_ref();
+        let archive = archive.context("the tools for dumps were not prepared")?;
+        extra_files.push(("lab/dump-tools.cpio".to_owned(), archive.clone()));
+        // It has to fit into what is set aside.
+        payload.total_bytes = 0;
     }
     let tools = || {
         let tools = assets.format_tools.as_ref();

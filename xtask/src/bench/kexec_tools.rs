@@ -1,4 +1,5 @@
-//! Debian's own `kexec`, to compare with.
+//! Debian's own programs inside a machine: `kexec`, to compare with; `makedumpfile` and `vmcore-dmesg`, which read
+//! what a crash kernel finds.
 //!
 //! Problem: the yardstick is the program that people use, as Debian builds it, on the same machine.
 //! Choice: Debian's arm64 package and the libraries it is linked with, unpacked as everything else in
@@ -18,8 +19,32 @@ use crate::initramfs::ExtraFiles;
 use crate::lab::{self, Lab};
 use crate::setup;
 
-/// Where it is unpacked, below the lab.
-const PART: &str = "kexec-tools";
+/// A program and the package that it is in.
+#[derive(Debug, Clone, Copy)]
+struct Program {
+    /// The package; it is unpacked into a directory of that name below the lab.
+    package: &'static str,
+    /// Where the program is in the package.
+    path: &'static str,
+    /// Where it is in a machine.
+    target: &'static str,
+}
+
+const KEXEC: Program = Program {
+    package: "kexec-tools",
+    path: "usr/sbin/kexec",
+    target: "bin/kexec",
+};
+const MAKEDUMPFILE: Program = Program {
+    package: "makedumpfile",
+    path: "usr/bin/makedumpfile",
+    target: "bin/makedumpfile",
+};
+const VMCORE_DMESG: Program = Program {
+    package: "kexec-tools",
+    path: "usr/sbin/vmcore-dmesg",
+    target: "bin/vmcore-dmesg",
+};
 /// The dynamic loader of arm64: its name is part of the architecture's ABI.
 const LOADER: &str = "ld-linux-aarch64.so.1";
 /// Where the loader looks for libraries, in a machine.
@@ -35,50 +60,69 @@ pub(crate) struct KexecTools {
 impl KexecTools {
     /// Gets them, from the lab or from the archive.
     pub(crate) fn fetch(lab: &Lab) -> Result<Self> {
-        let root = unpacked(lab).context("cannot get Debian's kexec-tools for arm64")?;
-        let missing = |name: &str| {
-            format!(
-                "{} holds no {name}: remove that directory and run this again",
-                root.display()
-            )
-        };
-        let program = root.join("usr/sbin/kexec");
-        let loader = setup::find_file(&root, LOADER).with_context(|| missing(LOADER))?;
-        let directory = loader.parent().context("the loader has no directory")?;
-        let libraries = root.join("usr/lib/aarch64-linux-gnu");
-        let mut command = if cfg!(target_arch = "aarch64") {
-            Command::new(&loader)
-        } else {
-            let mut command = Command::new(setup::qemu_user(lab)?);
-            command.arg(&loader);
-            command
-        };
-        let output = command
-            .arg("--library-path")
-            .arg(format!("{}:{}", libraries.display(), directory.display()))
-            .arg("--list")
-            .arg(&program)
-            .output()
-            .context("cannot run arm64's dynamic loader")?;
-        ensure!(
-            output.status.success(),
-            "arm64's dynamic loader cannot list what {} needs: {}",
-            program.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        let mut files = vec![
-            ("bin/kexec".to_owned(), read(&program)?),
-            (
-                "lab/kexec-load-kernel".to_owned(),
-                read(&root.join("usr/sbin/kexec-load-kernel"))?,
-            ),
-            (format!("{LIBRARIES}/{LOADER}"), read(&loader)?),
-        ];
-        for (name, path) in parse_list(&String::from_utf8_lossy(&output.stdout))? {
-            files.push((format!("{LIBRARIES}/{name}"), read(&path)?));
-        }
+        let mut files = fetch(lab, &KEXEC)?;
+        let script = lab
+            .directory(KEXEC.package)?
+            .join("usr/sbin/kexec-load-kernel");
+        files.push(("lab/kexec-load-kernel".to_owned(), read(&script)?));
         Ok(Self { files })
     }
+}
+
+/// Debian's `makedumpfile` and `vmcore-dmesg` with their libraries.
+pub(crate) fn dump_tools(lab: &Lab) -> Result<ExtraFiles> {
+    let mut files = fetch(lab, &MAKEDUMPFILE)?;
+    for (name, content) in fetch(lab, &VMCORE_DMESG)? {
+        if !files.iter().any(|(known, _)| *known == name) {
+            files.push((name, content));
+        }
+    }
+    Ok(files)
+}
+
+/// A program, the loader and its libraries, from the lab or from the archive.
+fn fetch(lab: &Lab, program: &Program) -> Result<ExtraFiles> {
+    let root = unpacked(lab, program.package)
+        .with_context(|| format!("cannot get Debian's {} for arm64", program.package))?;
+    let target = program.target;
+    let missing = |name: &str| {
+        format!(
+            "{} holds no {name}: remove that directory and run this again",
+            root.display()
+        )
+    };
+    let program = root.join(program.path);
+    let loader = setup::find_file(&root, LOADER).with_context(|| missing(LOADER))?;
+    let directory = loader.parent().context("the loader has no directory")?;
+    let libraries = root.join("usr/lib/aarch64-linux-gnu");
+    let mut command = if cfg!(target_arch = "aarch64") {
+        Command::new(&loader)
+    } else {
+        let mut command = Command::new(setup::qemu_user(lab)?);
+        command.arg(&loader);
+        command
+    };
+    let output = command
+        .arg("--library-path")
+        .arg(format!("{}:{}", libraries.display(), directory.display()))
+        .arg("--list")
+        .arg(&program)
+        .output()
+        .context("cannot run arm64's dynamic loader")?;
+    ensure!(
+        output.status.success(),
+        "arm64's dynamic loader cannot list what {} needs: {}",
+        program.display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let mut files = vec![
+        (target.to_owned(), read(&program)?),
+        (format!("{LIBRARIES}/{LOADER}"), read(&loader)?),
+    ];
+    for (name, path) in parse_list(&String::from_utf8_lossy(&output.stdout))? {
+        files.push((format!("{LIBRARIES}/{name}"), read(&path)?));
+    }
+    Ok(files)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -86,8 +130,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The package and its libraries; what else it depends on is for installing it (debconf, perl).
-fn unpacked(lab: &Lab) -> Result<PathBuf> {
-    let directory = lab.directory(PART)?;
+fn unpacked(lab: &Lab, package: &str) -> Result<PathBuf> {
+    let directory = lab.directory(package)?;
     let Some(_exclusive) = setup::to_be_made(lab, &directory)? else {
         return Ok(directory);
     };
@@ -95,7 +139,7 @@ fn unpacked(lab: &Lab) -> Result<PathBuf> {
     let apt = Apt::open(lab, apt::FORKY, "arm64")?;
     apt.update(false)?;
     lab::fresh_directory(&directory)?;
-    let mut queue = vec![PART.to_owned()];
+    let mut queue = vec![package.to_owned()];
     let mut seen = queue.clone();
     let mut names = String::new();
     while let Some(name) = queue.pop() {
@@ -134,7 +178,7 @@ fn parse_list(text: &str) -> Result<Vec<(String, PathBuf)>> {
             continue;
         }
         let Some((path, _)) = path.rsplit_once(" (0x") else {
-            bail!("kexec needs {name}, which was not unpacked: {path}");
+            bail!("the program needs {name}, which was not unpacked: {path}");
         };
         libraries.push((name.to_owned(), PathBuf::from(path)));
     }
