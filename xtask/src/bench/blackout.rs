@@ -39,8 +39,15 @@ use crate::setup::{self, KERNELS, Kernel};
 const KLEAP_SCRIPT: &str = include_str!("../../guest-scripts/bench-kleap.sh");
 const KEXEC_SCRIPT: &str = include_str!("../../guest-scripts/bench-kexec.sh");
 const FILE_SCRIPT: &str = include_str!("../../guest-scripts/bench-file.sh");
-/// What `reboot(2)` prints.
-const STARTING: &str = "Starting new kernel";
+const PANIC_KLEAP_SCRIPT: &str = include_str!("../../guest-scripts/bench-panic-kleap.sh");
+const PANIC_KEXEC_SCRIPT: &str = include_str!("../../guest-scripts/bench-panic-kexec.sh");
+/// What `reboot(2)` prints, and what a panic.
+const STARTING: [&str; 2] = ["Starting new kernel", "Starting crashdump kernel"];
+/// What is set aside for a crash kernel: room for the largest payload that is measured, and once more for what it
+/// unpacks.
+const CRASH_WORDS: &str = "crashkernel=1536M";
+/// The largest payload of a crash kernel, in MB.
+pub(crate) const PANIC_MAX_MB: u64 = 380;
 /// The kernel that has `kexec_file_load(2)`.
 pub(crate) const FILE_KERNEL: &str = "7.3-file";
 /// From load to verdict, besides what goes by the payload's size.
@@ -107,6 +114,53 @@ const FILE: Suite = Suite {
     ],
     explanation: FILE_EXPLANATION,
     note: "kleap verifies every byte during the blackout; after kexec_file_load nobody does",
+};
+
+/// A panic instead of `reboot(2)`.
+const PANIC: Suite = Suite {
+    what: What::Panic,
+    name: "panic",
+    variants: &PANIC_VARIANTS,
+    yardsticks: [
+        ("kexec", "of kexec -p", PANIC_CHECKED),
+        ("kexec_i", "of kexec -p -i", PANIC_UNCHECKED),
+    ],
+    explanation: PANIC_EXPLANATION,
+    note: "kleap and kexec -p verify every byte before the crash kernel is entered, kexec -p -i does not",
+};
+
+const PANIC_VARIANTS: [Variant; 4] = [
+    PANIC_KLEAP,
+    Variant {
+        title: "kleap, SHA-256",
+        name: "kleap-panic-sha256",
+        word: "--verify sha256",
+        ..PANIC_KLEAP
+    },
+    PANIC_UNCHECKED,
+    PANIC_CHECKED,
+];
+const PANIC_KLEAP: Variant = Variant {
+    title: "kleap, CRC32C",
+    name: "kleap-panic",
+    script: PANIC_KLEAP_SCRIPT,
+    word: "",
+    kernel_words: CRASH_WORDS,
+    ..IN_PLACE
+};
+const PANIC_UNCHECKED: Variant = Variant {
+    title: "kexec -p -i",
+    name: "kexec-panic-i",
+    script: PANIC_KEXEC_SCRIPT,
+    kernel_words: CRASH_WORDS,
+    ..UNCHECKED
+};
+const PANIC_CHECKED: Variant = Variant {
+    title: "kexec -p",
+    name: "kexec-panic",
+    script: PANIC_KEXEC_SCRIPT,
+    kernel_words: CRASH_WORDS,
+    ..CHECKED
 };
 
 /// Room for the largest payload, in the machine's first 4 GiB.
@@ -199,7 +253,9 @@ fn times(lines: &[Line]) -> Option<Times> {
         Some(from + rest.iter().position(found)?)
     };
     let exec = position(0, &|line| lab_value(line, "executing").is_some())?;
-    let starting = position(exec, &|line| line.text.contains(STARTING))?;
+    let starting = position(exec, &|line| {
+        STARTING.iter().any(|text| line.text.contains(text))
+    })?;
     let entry = position(starting, &|line| line.text.contains(KERNEL_ENTRY))?;
     let at = |index: usize| lines.get(index).map(|line| line.at);
     let end = at(entry)?;
@@ -246,6 +302,16 @@ impl Cell {
         )
     }
 
+    /// How long the relocator verified, by its own record.
+    fn verified(&self) -> Option<Summary> {
+        Summary::of(
+            self.runs
+                .iter()
+                .filter(|run| run.failure.is_none())
+                .filter_map(|run| seconds_between(run.report.as_ref()?, "moves_done", "verified")),
+        )
+    }
+
     fn failures(&self) -> impl Iterator<Item = &String> {
         self.runs.iter().filter_map(|run| run.failure.as_ref())
     }
@@ -256,9 +322,13 @@ const EXEC_REQUESTED: &str = "exec_requested";
 const RELOCATOR_ENTERED: &str = "relocator_entered";
 
 fn seconds_to_entry(report: &Value, from: &str) -> Option<f64> {
+    seconds_between(report, from, "kernel_entered")
+}
+
+fn seconds_between(report: &Value, from: &str, to: &str) -> Option<f64> {
     let counter = report.get("counter")?;
     let ticks = |name| counter.get(name)?.as_u64();
-    let ticks_gone = ticks("kernel_entered")?.checked_sub(ticks(from)?)?;
+    let ticks_gone = ticks(to)?.checked_sub(ticks(from)?)?;
     let seconds = ticks_gone as f64 / ticks("frequency_hz")? as f64;
     seconds.is_finite().then_some(seconds)
 }
@@ -276,6 +346,24 @@ struct Payload {
 impl Payload {
     fn cell(&self, variant: Variant) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.variant == variant)
+    }
+
+    /// How long a cell's program verified: kleap by its record, kexec-tools, which has none, by how much longer its
+    /// blackout is than without. `None` where nobody verified, or one of the two was not measured.
+    fn verification_seconds(&self, cell: &Cell) -> Option<f64> {
+        if cell.variant.is_kleap {
+            return Some(cell.verified()?.median);
+        }
+        if !cell.variant.is_checked {
+            return None;
+        }
+        let blackout = QUANTITIES[0].1;
+        let without = self
+            .cells
+            .iter()
+            .find(|other| !other.variant.is_kleap && !other.variant.is_checked)?;
+        let more = cell.summary(blackout)?.median - without.summary(blackout)?.median;
+        (more > 0.0).then_some(more)
     }
 
     fn title(&self) -> String {
@@ -370,6 +458,23 @@ pub(crate) fn run_file(lab: &Lab, wish: &Wish) -> Result<()> {
         ..wish.clone()
     };
     measure_suite(lab, &wish, &FILE)
+}
+
+/// A panic, beside kexec-tools.
+pub(crate) fn run_panic(lab: &Lab, wish: &Wish) -> Result<()> {
+    let wish = Wish {
+        sizes: wish
+            .sizes
+            .iter()
+            .copied()
+            .filter(|size_mb| *size_mb <= PANIC_MAX_MB)
+            .collect(),
+        ..wish.clone()
+    };
+    if wish.sizes.is_empty() {
+        bail!("--sizes: at most {PANIC_MAX_MB} for a crash kernel, which has {CRASH_WORDS}");
+    }
+    measure_suite(lab, &wish, &PANIC)
 }
 
 /// Measures, prints, writes.
@@ -554,6 +659,7 @@ const QUANTITIES: [(&str, Part); 3] = [
 
 /// What the numbers are.
 const EXPLANATION: &str = "\
+verification alone: kleap by its record; kexec by how much longer its blackout is than that of kexec -i
 blackout: from \"Starting new kernel\" to \"Booting Linux\"; after Bye!: from the first kernel's last line
 from exec: from the start of kleap exec (which checks all bytes and calls kexec_load) or kexec -e (which
   has called it at load)
@@ -572,6 +678,13 @@ by kleap's own record, in ticks of the counter: by counter: as from exec, to the
 of CMA, of no CMA: the blackout's median over theirs. With CMA every byte is in place before reboot(2) and
   the kernel copies nothing; without, it copies all of it with the MMU on. Neither verifies anything
 kleap verifies every byte during the blackout (CRC32C), but for the row that says unverified
+";
+
+const PANIC_EXPLANATION: &str = "\
+blackout: from \"Starting crashdump kernel\", which the panicking kernel prints, to \"Booting Linux\"; after Bye!: from its
+  last line; from exec: from the write to /proc/sysrq-trigger; relocator: by kleap's own record
+of kexec -p, of kexec -p -i: the blackout's median over theirs; both use kexec_load (-c)
+verification alone: kleap by its record; kexec -p by how much longer its blackout is than that of kexec -p -i
 ";
 
 /// The table with what has to be known to read it.
@@ -624,6 +737,17 @@ fn report(suite: &Suite, payloads: &[Payload], conditions: &Conditions) -> Strin
             ]);
         }
         text.push_str(&format!("{}\n\n{}\n\n", payload.title(), aligned(&lines)));
+        let verified: Vec<_> = payload
+            .cells
+            .iter()
+            .filter_map(|cell| {
+                let seconds = payload.verification_seconds(cell)?;
+                Some(format!("{} {}", cell.variant.title, seconds_text(seconds)))
+            })
+            .collect();
+        if !verified.is_empty() {
+            text.push_str(&format!("verification alone: {}\n\n", verified.join("; ")));
+        }
     }
     for failure in failures(payloads) {
         text.push_str(&format!("FAILED: {failure}\n"));
@@ -649,6 +773,7 @@ fn to_json(suite: &Suite, payloads: &[Payload], conditions: &Conditions) -> Valu
                         "runs": runs,
                         "from_exec_by_counter_seconds": by_counter(EXEC_REQUESTED),
                         "relocator_by_counter_seconds": by_counter(RELOCATOR_ENTERED),
+                        "verification_seconds": payload.verification_seconds(cell),
                     });
                     for (quantity, part) in QUANTITIES {
                         let seconds = cell.summary(part);
@@ -878,7 +1003,7 @@ mod tests {
             sha256: "0".repeat(64),
             size_bytes: 0,
         };
-        let suites = [&BLACKOUT, &FILE];
+        let suites = [&BLACKOUT, &FILE, &PANIC];
         let variants =
             suites.map(|suite| suite.variants.iter().map(move |variant| (suite, *variant)));
         for (suite, variant) in variants.into_iter().flatten() {

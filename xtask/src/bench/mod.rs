@@ -7,7 +7,7 @@
 //!
 //! - [`load`]: what it costs to load and unload, many times in one machine.
 //! - [`blackout`]: how long nothing runs, for payloads from the smallest to a gigabyte.
-//!   And the same beside `kexec_file_load(2)`.
+//!   And the same beside `kexec_file_load(2)`, and at a panic.
 //! - [`instructions`]: instructions that the relocator executes for each byte, counted.
 //! - [`tables`]: bytes of translation tables, computed, for machines of any size.
 //!
@@ -67,6 +67,8 @@ pub(crate) enum What {
     Blackout,
     /// The same beside kexec_file_load(2), with CMA and without, on a kernel that is built for it
     File,
+    /// From a panic to the crash kernel, beside kexec-tools
+    Panic,
     /// Instructions that the relocator executes for each byte, counted
     Instructions,
     /// Translation tables for machines of 4 GiB to 16 TiB, computed
@@ -112,6 +114,7 @@ impl Wish {
             What::Load => "load",
             What::Blackout => "blackout",
             What::File => "file",
+            What::Panic => "panic",
             What::Instructions => "instructions",
             What::Tables => "tables",
             What::All => "all",
@@ -126,7 +129,7 @@ impl Wish {
             words.push_str(" --quick");
             return words;
         }
-        if !matches!(what, What::Blackout | What::File) {
+        if !matches!(what, What::Blackout | What::File | What::Panic) {
             words.push_str(&format!(" --loads {}", self.loads));
         }
         if what != What::Load {
@@ -188,6 +191,9 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
     }
     if matches!(what, What::Blackout | What::All) {
         failures.extend(blackout::run(lab, wish).err());
+    }
+    if what == What::Panic {
+        failures.extend(blackout::run_panic(lab, wish).err());
     }
     if what == What::File {
         ensure!(
