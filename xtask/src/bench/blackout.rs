@@ -327,7 +327,8 @@ fn seconds_to_entry(report: &Value, from: &str) -> Option<f64> {
 
 fn seconds_between(report: &Value, from: &str, to: &str) -> Option<f64> {
     let counter = report.get("counter")?;
-    let ticks = |name| counter.get(name)?.as_u64();
+    // 0 is a time that nobody has noted: a panic is not asked for.
+    let ticks = |name| counter.get(name)?.as_u64().filter(|ticks| *ticks > 0);
     let ticks_gone = ticks(to)?.checked_sub(ticks(from)?)?;
     let seconds = ticks_gone as f64 / ticks("frequency_hz")? as f64;
     seconds.is_finite().then_some(seconds)
