@@ -155,6 +155,22 @@ pub const TARGETS: &[Target] = &[
         run: targets::texts::vmcoreinfo,
     },
     Target {
+        name: "crash",
+        covers: "what a load for a panic reads: places of notes in sysfs, the ranges of memory in `/proc/kcore`",
+        max_len_bytes: 1024,
+        is_drawn: false,
+        is_slow: false,
+        run: targets::texts::crash,
+    },
+    Target {
+        name: "kexec_words",
+        covers: "the words of a call under the name kexec: options, prefixes, order",
+        max_len_bytes: 512,
+        is_drawn: false,
+        is_slow: false,
+        run: targets::notes::kexec_words,
+    },
+    Target {
         name: "timeline",
         covers: "the record of a hand-over, and the report that is made of it",
         max_len_bytes: 256,

@@ -342,6 +342,24 @@ fn core_file() -> Vec<u8> {
 /// Small texts, each for one target; those of `sysfs` begin with the number of their kind.
 const TEXTS: &[(&str, &[&str])] = &[
     (
+        "crash",
+        &["\x000x00000000435b3000 1024\n", "\x00bfe3a1c0\n424"],
+    ),
+    (
+        "kexec_words",
+        &[
+            "--load\0/k\0--append\0root=/dev/vda1 quiet\0--initrd\0/i",
+            "-l\0/k\0--initrd=/i\0--append=quiet",
+            "-e",
+            "-p\0-s\0--command-line=nr_cpus=1\0--initrd=/i\0/k",
+            "-s\0-p\0-u",
+            "--load\0--kexec-syscall-auto\0--initrd=/i\0--append=x\0--\0/k",
+            "-l\0--debug\0--dtb=/t\0--append=x\0/k\0-t\0Image\0--mem-min=0x40000000\0--mem-max=0x80000000",
+            "-fxyd\0--reuse-c\0/k\0--serial=ttyAMA0\0-i",
+            "-S\0-l",
+        ],
+    ),
+    (
         "kernel_log",
         &[
             "6,812,1234567,-,caller=T1;Run /init as init process\n SUBSYSTEM=x\n",
@@ -623,6 +641,7 @@ pub fn seeds(sources: &Sources) -> Vec<Seed> {
     add("hand_off", "encoded", hand_off());
     add("timeline", "encoded", timeline());
     add("vmcoreinfo", "core", core_file());
+    add("crash", "core", [&[1], core_file().as_slice()].concat());
     for (target, texts) in TEXTS {
         for (index, text) in texts.iter().enumerate() {
             add(target, &format!("{index}"), text.as_bytes().to_vec());

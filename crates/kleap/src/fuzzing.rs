@@ -47,6 +47,26 @@ pub fn state(bytes: &[u8]) -> bool {
     true
 }
 
+/// Understands the words of a call under the name `kexec`, which are separated by NULs.
+///
+/// # Panics
+/// If the same words mean two things, if a refusal says nothing, or if help or the version cannot be had.
+pub fn kexec_words(bytes: &[u8]) {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    let words: Vec<OsString> = bytes
+        .split(|byte| *byte == 0)
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect();
+    let found = crate::kexec::understood(words.clone());
+    assert_eq!(found, crate::kexec::understood(words.clone()));
+    assert!(found.is_ok() || found.is_err_and(|message| !message.is_empty()));
+    for (option, answer) in [("-h", "Help"), ("--versi", "Version")] {
+        let first = [vec![option.into()], words.clone()].concat();
+        assert_eq!(crate::kexec::understood(first).as_deref(), Ok(answer));
+    }
+}
+
 /// The pages that a layout uses are pages of the files.
 fn pages(loaded: &Loaded) {
     let sizes = sizes(loaded);

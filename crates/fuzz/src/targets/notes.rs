@@ -67,6 +67,11 @@ pub fn hold_argument(data: &[u8]) {
     );
 }
 
+/// The words after `kexec`, separated by NULs.
+pub fn kexec_words(data: &[u8]) {
+    fuzzing::kexec_words(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! Texts of Linux: `/proc`, `/sys`, the kernel log.
 
 use super::Draw;
-use kleap_linux::{facts, hugepages, kernel_log, kexec, memory_blocks};
+use kleap_linux::{crash, facts, hugepages, kernel_log, kexec, memory_blocks};
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
 use kleap_plan::kexec_cost::{self, KernelVersion, KexecCostInput};
 use std::path::Path;
@@ -46,6 +46,45 @@ pub fn vmcoreinfo(data: &[u8]) {
     }
     // Each header of a note names a part, and each may name all of the file.
     assert!(read_bytes <= data.len() * (2 + data.len() / 56));
+}
+
+/// What a load for a panic reads: places of notes, as sysfs prints them, and where memory is mapped, from a core file.
+/// The first byte says which.
+pub fn crash(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    if kind % 2 == 0 {
+        let text = &*String::from_utf8_lossy(rest);
+        if let Some(note) = crash::vmcoreinfo_note_in(text) {
+            assert!((1..=crash::NOTE_MAX_BYTES).contains(&note.size_bytes()));
+            // As the kernel prints it.
+            let again = format!("{:#018x} {:x}\n", note.start().as_u64(), note.size_bytes());
+            assert_eq!(crash::vmcoreinfo_note_in(&again), Some(note));
+        }
+        let (address, size) = text.split_once('\n').unwrap_or((text, "424"));
+        if let Some(note) = crash::note_range(address, size.parse().ok()) {
+            let again = format!("{:x}", note.start().as_u64());
+            assert_eq!(
+                crash::note_range(&again, Some(note.size_bytes())),
+                Some(note)
+            );
+        }
+        return;
+    }
+    let mut read_bytes = 0;
+    let found = crash::mapped_memory_in(|range| {
+        let start = usize::try_from(range.start).ok()?;
+        let part = rest.get(start..usize::try_from(range.end).ok()?)?;
+        read_bytes += part.len();
+        Some(part.to_vec())
+    });
+    // The headers, once.
+    assert!(read_bytes <= 64 + rest.len());
+    assert!(found.len() <= rest.len() / 56);
+    for mapped in found {
+        assert_ne!(mapped.range.start().as_u64(), u64::MAX);
+    }
 }
 
 fn is_uneven(text: &str) -> bool {

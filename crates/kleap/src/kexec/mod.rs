@@ -124,6 +124,14 @@ pub(crate) fn manual_options() -> String {
     options::manual()
 }
 
+/// What words come to, for the fuzzer: the request in the debugger's form, or the message.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn understood(words: Vec<OsString>) -> Result<String, String> {
+    request::understand(words)
+        .map(|asked| format!("{asked:?}"))
+        .map_err(|wrong| wrong.to_string())
+}
+
 /// `kexec`, with the words after its name.
 pub(crate) fn main(words: Vec<OsString>) -> ExitCode {
     match request::understand(words) {
