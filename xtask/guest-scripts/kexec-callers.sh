@@ -58,12 +58,19 @@ loaded 1 kexecboot
 # Whatever is loaded, and the relocator's stage, is in the window.
 kleap status --json | tr ',' '\n' | sed -n 's/.*"address": *\([0-9]*\).*/\1/p' | head -n 3 >/run/addresses
 sed 's/.*"stage":\[\([0-9]*\),.*/\1/' /dev/kleap/state.json >>/run/addresses
-[ "$(wc -l </run/addresses)" = 4 ] || finish fail "not four addresses: $(cat /run/addresses)"
+[ "$(grep -c . /run/addresses)" = 4 ] || finish fail "not four addresses: $(cat /run/addresses)"
 for address in $(cat /run/addresses); do
     say "address $address"
     [ "$address" -ge $((0x60000000)) ] && [ "$address" -lt $((0x90000000)) ] || finish fail "$address is outside"
 done
 kleap status | grep -q 'the relocator alone: --verify none' || finish fail '--no-checks was ignored'
+quietly kexec -u
+
+say "--serial, and a way to spell it that kleap has as well"
+for tty in ttyAMA0 /dev/ttyAMA0 pl011,0x9000000; do
+    quietly kexec -l --serial=$tty $image
+    kleap status | tee /dev/console | grep -qx 'console       PL011 at 0x9000000: --serial' || finish fail "not $tty"
+done
 quietly kexec -u
 
 say "what is refused leaves what is loaded"

@@ -77,9 +77,8 @@ case_() {
             $tool -l /k/Image --append=x >/dev/null 2>&1
             wanted="1 0 up"
             ;;
-        # By theirs for both: what the kernel has is the same.
         crash)
-            $THEIRS -p /k/Image --append=x >/dev/null 2>&1
+            $tool -p /k/Image --append=x >/dev/null 2>&1
             wanted="0 1 up"
             ;;
         esac

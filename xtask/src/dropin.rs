@@ -7,6 +7,9 @@ const PREAMBLE: &str = include_str!("../guest-scripts/kexec.sh");
 /// What other programs say to it.
 const CALLERS: &str = include_str!("../guest-scripts/kexec-callers.sh");
 
+/// What scripts for crash kernels say, and a panic.
+const CRASH: &str = include_str!("../guest-scripts/kexec-crash.sh");
+
 /// The load that most rows begin with.
 fn load() -> String {
     format!(
@@ -66,6 +69,12 @@ pub(crate) fn rows() -> Vec<Row> {
     row.script = Script::Template(format!("{PREAMBLE}{CALLERS}"));
     row.kexec_tools = true;
     row.name = "kexec/callers".to_owned();
+    rows.push(row);
+    let mut row = Row::hand_over("6.1", "6.1", EL2_A57, Strategy::Auto);
+    row.script = Script::Template(format!("{PREAMBLE}{CRASH}"));
+    row.first_words = "crashkernel=256M";
+    row.captures = true;
+    row.name = "kexec/crash".to_owned();
     rows.push(row);
     // What kexec-tools has loaded is entered as well. Without an ITS: what it leaves of LPIs is another matter.
     let mut row = Row::hand_over("6.1", "6.12", EL1_A57, Strategy::Auto);

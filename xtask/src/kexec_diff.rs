@@ -318,6 +318,29 @@ const CRASH_CASES: &[Case] = &[
     case("crash-unloaded-other", CRASH, "-u"),
     case("crash-kept-by-load", CRASH, "-l /k/Image"),
     case("crash-exec", CRASH, "-p -e"),
+    case("crash-window", NOTHING, "-p --mem-min=0x40000000 /k/Image"),
+    case("crash-no-checks", NOTHING, "-p -i /k/Image"),
+    case("crash-load-and-kernel", CRASH, "-u -l /k/Image"),
+    case(
+        "crash-loaded-missing-initrd",
+        NOTHING,
+        "-p /k/Image.gz --initrd=/k/missing",
+    ),
+    case(
+        "crash-loaded-too-long-append",
+        NOTHING,
+        "-p /k/Image --append=$longer",
+    ),
+    by(
+        "nobody",
+        case("crash-load-by-nobody", NOTHING, "-p /k/Image"),
+    ),
+    by("nobody", case("crash-unload-by-nobody", CRASH, "-p -u")),
+    by("nobody", case("crash-status-by-nobody", CRASH, "-S")),
+    by(
+        "nobody",
+        case("crash-size-by-nobody", NOTHING, "--print-ckr-size"),
+    ),
 ];
 
 /// The rows of this test.

@@ -8,7 +8,7 @@ use crate::hand_off::HandOffArguments;
 use crate::payload::Verify;
 use crate::serial::SerialSpec;
 use crate::store::{self, Store};
-use crate::{ExecArguments, LoadArguments, StrategyArgument, load, machine, output};
+use crate::{ExecArguments, LoadArguments, StrategyArgument, crash, load, machine, output};
 use kleap_linux::consoles::{self, SerialKind};
 use kleap_linux::{facts, kexec, reboot};
 use kleap_memmap::{PhysAddr, PhysRange, iomem};
@@ -20,8 +20,6 @@ use std::process::Command;
 const SHUTDOWN: &str = "/sbin/shutdown";
 /// Where a kernel shows the initrd that it was told to keep (from Linux 6.8 on).
 const RETAINED_INITRD: &str = "/sys/firmware/initrd";
-/// What `/proc/iomem` calls memory that is set aside for a crash kernel.
-const CRASH_KERNEL: &str = "Crash kernel";
 /// Granularity of memory that can be used, bytes: the largest page size of arm64.
 const WINDOW_ALIGNMENT_BYTES: u64 = 1 << 16;
 
@@ -113,7 +111,7 @@ pub(super) fn crash_size_bytes() -> Result<u64, Failure> {
         path: facts::IOMEM_PATH.into(),
         what: error.to_string(),
     })?;
-    let regions = iomem::labelled(&entries, CRASH_KERNEL);
+    let regions = iomem::labelled(&entries, iomem::CRASH_KERNEL);
     Ok(regions
         .iter()
         .last()
@@ -126,7 +124,11 @@ fn check_crash_reserved() -> Step {
             "no memory is reserved for a crash kernel: boot with crashkernel=SIZE, as in crashkernel=256M, and load it then",
         ),
         Ok(_) => Ok(()),
-        Err(failure) => Err(failed(&failure)),
+        // Who cannot see it has none, to kexec-tools.
+        Err(failure) => {
+            output::failed(&failure);
+            Err(REFUSED)
+        }
     }
 }
 
@@ -162,7 +164,7 @@ fn unload(request: &Request) -> Step {
                 Some(true) => kexec::unload().map_err(Failure::from),
                 _ => kexec::probe().map_err(Failure::from),
             }),
-        Which::Crash => kexec::unload_crash().map_err(Failure::from),
+        Which::Crash => crash::unload(),
     };
     done.map_err(|failure| failed(&failure))
 }
@@ -276,8 +278,8 @@ fn load(request: &Request, wanted: &Load, retained: Option<PathBuf>) -> Step {
         dtb: wanted.device_tree.clone(),
         strategy: StrategyArgument::Auto,
         verify: wanted.no_checks.then_some(Verify::None),
-        early: true,
-        panic: false,
+        early: request.which == Which::Normal,
+        panic: request.which == Which::Crash,
         #[cfg(feature = "fault-injection")]
         inject_fault: Vec::new(),
         hand_off: HandOffArguments {
@@ -324,15 +326,17 @@ fn load_normal(syscall: Syscall, mut arguments: LoadArguments) -> Result<(), Fai
     load::load(&arguments)
 }
 
-/// Crash kernels: the one place to fill in.
-fn load_crash(syscall: Syscall, _arguments: &LoadArguments) -> Result<(), Failure> {
-    if syscall == Syscall::File && !kexec::has_file_load() {
-        return Err(kleap_linux::Error::NoKexecFile.into());
+/// With `kexec_load(2)` alone: kleap makes the headers of the core file itself, and verifies them.
+fn load_crash(syscall: Syscall, arguments: &LoadArguments) -> Result<(), Failure> {
+    if syscall == Syscall::File {
+        if !kexec::has_file_load() {
+            return Err(kleap_linux::Error::NoKexecFile.into());
+        }
+        return Err(Failure::Unsupported(
+            "-s -p: kleap loads crash kernels with kexec_load(2) only: leave -s away".into(),
+        ));
     }
-    Err(Failure::Unsupported(
-        "this version of kleap does not load crash kernels (kexec -p): load them with kexec-tools"
-            .into(),
-    ))
+    crash::load(arguments)
 }
 
 /// Whoever has given it to systemd: it is entered when services have stopped.

@@ -364,6 +364,12 @@ pub(super) fn understand(words: Vec<OsString>) -> Result<Asked, Wrong> {
         {
             return Err(Wrong::Window { min, max });
         }
+        if request.which == Which::Crash && (load.mem_min.is_some() || load.mem_max.is_some()) {
+            return Err(Wrong::Refused(
+                "--mem-min, --mem-max: a crash kernel is loaded to where crashkernel= has set memory aside, and nowhere else"
+                    .into(),
+            ));
+        }
         if load.initrd.is_some() && load.reuse_initrd {
             return Err(Wrong::Refused(
                 "--initrd and --reuseinitrd: one of them, the next kernel has one initrd".into(),
@@ -739,6 +745,7 @@ mod tests {
         for (words, wanted) in [
             (&["-l", "--entry=0x1000", "K"][..], "boot protocol"),
             (&["-p", "--hotplug", "K"], "crash_elfcorehdr_size"),
+            (&["-p", "--mem-min=0x1000", "K"], "crashkernel="),
             (&["--load-preserve-context", "K"], "no way back"),
             (&["--load-jump-back-helper"], "no way back"),
             (&["--load-live-update", "K"], "Xen"),
