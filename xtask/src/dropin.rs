@@ -43,6 +43,14 @@ fn ways() -> Vec<(&'static str, String)> {
                  run kexec --initrd /payload/initrd --append '{line}' -- /payload/Image\n{came_back}"
             ),
         ),
+        // The note is damaged, so nothing can be looked at once more; the kernel has what it was given.
+        (
+            "damaged-note",
+            format!(
+                "{}echo 7 >/dev/kleap/state.json\nrun kexec -e -y\n{came_back}",
+                load()
+            ),
+        ),
         // No huge pages, so the first kernel copies.
         (
             "kernel-strategy",
@@ -58,10 +66,13 @@ fn ways() -> Vec<(&'static str, String)> {
 /// All of them.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    let kinds = [EL2_A57, VHE_N1, EL1_A57, EL2_A57, EL1_A57];
+    let kinds = [EL2_A57, VHE_N1, EL1_A57, EL2_A57, VHE_N1, EL1_A57];
     for ((name, script), kind) in ways().into_iter().zip(kinds) {
         let mut row = Row::hand_over("6.1", "6.12", kind, Strategy::Auto);
         row.script = Script::Template(format!("{PREAMBLE}{script}"));
+        if name == "damaged-note" {
+            row.lines = &["entering what the kernel was given when it was loaded"];
+        }
         row.name = format!("kexec/{name}/{}", kind.name);
         rows.push(row);
     }
