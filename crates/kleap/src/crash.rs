@@ -52,12 +52,10 @@ impl Reserved {
     /// With `crashkernel=SIZE,high` there are two: the one below 4 GiB is for devices that reach no further, and the
     /// kernel takes no segment there.
     fn find(entries: &[Entry]) -> Option<Self> {
-        let ranges = iomem::labelled(entries, iomem::CRASH_KERNEL);
-        let usable: Vec<PhysRange> = ranges
-            .iter()
+        let usable: Vec<PhysRange> = iomem::crash_regions(entries)
+            .into_iter()
             .rev()
             .take(USABLE_RANGES_MAX)
-            .copied()
             .collect();
         Some(Self {
             main: *usable.first()?,
@@ -465,6 +463,14 @@ mod tests {
                  100000000-1bfffffff : System RAM\n  1a0000000-1afffffff : Crash kernel\n"
             ),
             Some((0x1_a000_0000, vec![0x1_a000_0000, 0xb800_0000]))
+        );
+        // Side by side they are still two: the kernel takes segments in the higher one alone.
+        assert_eq!(
+            found(
+                "40000000-10fffffff : System RAM\n  f8000000-ffffffff : Crash kernel\n  \
+                 100000000-10fffffff : Crash kernel\n"
+            ),
+            Some((0x1_0000_0000, vec![0x1_0000_0000, 0xf800_0000]))
         );
         assert_eq!(found("40000000-bfffffff : System RAM\n"), None);
     }

@@ -275,6 +275,19 @@ fn parse_hex(bytes: &[u8]) -> Option<(u64, &[u8])> {
     Some((u64::from_str_radix(number, 16).ok()?, rest))
 }
 
+/// The regions that `crashkernel=` has set aside, by address. Two that touch stay two: the kernel loads a crash
+/// kernel into the higher one alone, and refuses what reaches into the other.
+#[must_use]
+pub fn crash_regions(entries: &[Entry]) -> Vec<PhysRange> {
+    let mut regions: Vec<PhysRange> = entries
+        .iter()
+        .filter(|entry| entry.label == CRASH_KERNEL)
+        .map(|entry| entry.range)
+        .collect();
+    regions.sort_unstable_by_key(|region| region.start());
+    regions
+}
+
 /// The memory of all entries with exactly this label, at any depth, nested entries included.
 #[must_use]
 pub fn labelled(entries: &[Entry], label: &str) -> PhysRanges {

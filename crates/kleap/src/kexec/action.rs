@@ -111,9 +111,7 @@ pub(super) fn crash_size_bytes() -> Result<u64, Failure> {
         path: facts::IOMEM_PATH.into(),
         what: error.to_string(),
     })?;
-    let regions = iomem::labelled(&entries, iomem::CRASH_KERNEL);
-    Ok(regions
-        .iter()
+    Ok(iomem::crash_regions(&entries)
         .last()
         .map_or(0, |region| region.size_bytes()))
 }
