@@ -29,6 +29,15 @@ else
     # The device tree as well, so more than these.
     [ $taken_kb -gt $payload_kb ] || finish fail "of the CMA only $taken_kb KiB were taken"
 fi
+# Taken back as load says, also where nothing is left to take, and given once more by kexec's words.
+must @PREFIX@ kleap kexec -s -u
+[ "$(cat /sys/kernel/kexec_loaded)" = 0 ] || finish fail 'kexec -s -u left it loaded'
+must @PREFIX@ kleap kexec -u
+must @PREFIX@ kleap kexec -p -u
+must @PREFIX@ kleap unload --panic
+@PREFIX@ kleap kexec -c -u && finish fail 'kexec -c -u has used the other system call'
+must @PREFIX@ kleap kexec -s -l /payload/Image --initrd=/payload/initrd --append='@COMMAND_LINE@'
+[ "$(cat /sys/kernel/kexec_loaded)" = 1 ] || finish fail 'kexec -s -l has loaded nothing'
 say executing
 run kleap-guest reboot-kexec
 finish fail 'the reboot came back'

@@ -396,11 +396,18 @@ fn report(
 
 /// `kleap unload --panic`.
 pub(crate) fn unload() -> Result<(), Failure> {
-    kexec::probe_crash()?;
+    // Where kexec_load(2) is missing or refused, the other system call may still unload.
+    let permitted = kexec::probe_crash().map_err(Failure::from);
+    if permitted
+        .as_ref()
+        .is_err_and(|failure| !failure.leaves_file_load())
+    {
+        return permitted;
+    }
     machine::check_device_tree()?;
     let _lock = store::lock()?;
     let was_loaded = kexec::is_crash_loaded() == Some(true);
-    if was_loaded {
+    if was_loaded || permitted.is_err() {
         kexec::unload_crash()?;
     }
     output::note(if was_loaded {

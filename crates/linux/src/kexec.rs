@@ -30,6 +30,10 @@ const SYS_KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") {
 } else {
     294
 };
+/// `KEXEC_FILE_UNLOAD`.
+const KEXEC_FILE_UNLOAD: libc::c_ulong = 1;
+/// `KEXEC_FILE_ON_CRASH`.
+const KEXEC_FILE_ON_CRASH: libc::c_ulong = 2;
 /// `KEXEC_FILE_NO_INITRAMFS`.
 const KEXEC_FILE_NO_INITRAMFS: libc::c_ulong = 4;
 /// Most segments of one load (`KEXEC_SEGMENT_MAX`).
@@ -184,6 +188,13 @@ impl Purpose {
         match self {
             Self::Reboot => KEXEC_ARCH_AARCH64,
             Self::Crash => KEXEC_ARCH_AARCH64 | KEXEC_ON_CRASH,
+        }
+    }
+
+    const fn file_flags(self) -> libc::c_ulong {
+        match self {
+            Self::Reboot => 0,
+            Self::Crash => KEXEC_FILE_ON_CRASH,
         }
     }
 
@@ -534,8 +545,8 @@ fn terminated(command_line: &str) -> Result<Vec<u8>, Error> {
 
 /// One call; the kernel's answer as it is.
 fn file_call(kernel: i32, initrd: i32, text: &[u8], flags: libc::c_ulong) -> Result<(), Errno> {
-    // SAFETY: the kernel reads `text`, of the length that it is told, and the two files. `flags` never has
-    // KEXEC_FILE_ON_CRASH, so no running memory is written.
+    // SAFETY: the kernel reads `text`, of the length that it is told, and the two files. `flags` has
+    // KEXEC_FILE_ON_CRASH only with KEXEC_FILE_UNLOAD, which loads nothing, so no running memory is written.
     let answer = unsafe {
         libc::syscall(
             SYS_KEXEC_FILE_LOAD,
@@ -585,9 +596,21 @@ pub fn unload_crash() -> Result<(), Error> {
     unload_for(Purpose::Crash)
 }
 
+/// With `kexec_load(2)`, or, where that is missing or forbidden, as by lockdown, with `kexec_file_load(2)`: what the
+/// latter has loaded could not be taken back otherwise. Both unload what either has loaded.
 fn unload_for(purpose: Purpose) -> Result<(), Error> {
-    call(0, &[], purpose.flags())
-        .map_err(|errno| explain(errno, "kexec_load(no segments)".into(), purpose))
+    if cfg!(not(target_arch = "aarch64")) {
+        return Err(Error::Architecture(std::env::consts::ARCH));
+    }
+    let Err(errno) = call(0, &[], purpose.flags()) else {
+        return Ok(());
+    };
+    if matches!(errno, Errno::PERM | Errno::NOSYS)
+        && file_call(-1, -1, &[], KEXEC_FILE_UNLOAD | purpose.file_flags()).is_ok()
+    {
+        return Ok(());
+    }
+    Err(explain(errno, "kexec_load(no segments)".into(), purpose))
 }
 
 /// Whether something is loaded for a normal kexec, by anyone; `None` if the kernel does not say.

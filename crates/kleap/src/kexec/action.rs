@@ -154,13 +154,23 @@ fn unload(request: &Request) -> Step {
     if request.syscall == Syscall::File && !kexec::has_file_load() {
         return Err(failed(&kleap_linux::Error::NoKexecFile.into()));
     }
+    let probe = || match request.which {
+        Which::Normal => kexec::probe(),
+        Which::Crash => kexec::probe_crash(),
+    };
+    if request.syscall == Syscall::Load {
+        probe().map_err(|error| failed(&error.into()))?;
+    }
     let done = match request.which {
         Which::Normal => machine::check_device_tree()
             .and_then(|()| Store::unload())
-            .and_then(|_| match kexec::is_loaded() {
-                // What somebody else has loaded.
-                Some(true) => kexec::unload().map_err(Failure::from),
-                _ => kexec::probe().map_err(Failure::from),
+            .and_then(|_| {
+                // What somebody else has loaded. With nothing there it is asked whether that would be permitted, by
+                // either system call.
+                if kexec::is_loaded() == Some(true) || probe().is_err() {
+                    kexec::unload()?;
+                }
+                Ok(())
             }),
         Which::Crash => crash::unload(),
     };
