@@ -93,7 +93,8 @@ fn command_line(
         line.clone()
     } else {
         match (of_file, tree.bootargs()) {
-            (Some(line), _) => line.to_owned(),
+            // A UKI's is made for the kernel that runs.
+            (Some(line), _) => for_purpose(line),
             (None, line) => for_purpose(line.unwrap_or_default()),
         }
     };
@@ -677,6 +678,7 @@ pub(crate) fn unload(arguments: UnloadArguments) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
 
     #[test]
     fn boot_image_is_dropped_and_nothing_else() {
@@ -684,6 +686,37 @@ mod tests {
             without_boot_image("BOOT_IMAGE=/vmlinuz root=/dev/vda1  quiet x=BOOT_IMAGE=1"),
             "root=/dev/vda1 quiet x=BOOT_IMAGE=1"
         );
+    }
+
+    /// The device tree of nothing: a root without anything in it.
+    fn empty_tree() -> Tree {
+        let structure = [1_u32, 0, 2, 9];
+        let header = [0xd00d_feed_u32, 72, 56, 72, 40, 17, 16, 0, 0, 16];
+        let reservations = [0_u32; 4];
+        let dtb: Vec<u8> = [&header[..], &reservations, &structure]
+            .concat()
+            .into_iter()
+            .flat_map(u32::to_be_bytes)
+            .collect();
+        Tree::parse(&dtb).unwrap()
+    }
+
+    #[test]
+    fn a_crash_kernel_sets_no_memory_aside_but_as_it_is_told() {
+        let line = |words: &[&str], of_file| {
+            let words = ["kleap", "load", "K"].iter().chain(words);
+            match crate::Command::try_parse_from(words).unwrap().action {
+                crate::Action::Load(arguments) => {
+                    command_line(&arguments, of_file, &empty_tree()).unwrap()
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let of_uki = Some("crashkernel=64M root=/dev/vda1");
+        assert_eq!(line(&["--panic"], of_uki), "root=/dev/vda1");
+        assert_eq!(line(&[], of_uki), "crashkernel=64M root=/dev/vda1");
+        let told = "--command-line=crashkernel=64M quiet";
+        assert_eq!(line(&["--panic", told], of_uki), "crashkernel=64M quiet");
     }
 
     #[test]
