@@ -29,6 +29,7 @@ pub(crate) fn choose_notes(notes: Notes) {
 
 /// Says something beside the work itself; lost if it cannot be written.
 pub(crate) fn note(text: &str) {
+    let text = &lines_printable(text);
     match NOTES.get().unwrap_or(&Notes::Output) {
         Notes::Output => {
             let _ = writeln!(std::io::stdout(), "{text}");
@@ -51,7 +52,7 @@ pub(crate) fn failed(failure: &Failure) {
 
 /// Says something on standard error; lost if it cannot be written.
 pub(crate) fn warn(text: &str) {
-    let _ = writeln!(std::io::stderr(), "kleap: {text}");
+    let _ = writeln!(std::io::stderr(), "kleap: {}", lines_printable(text));
 }
 
 /// Gives the answer that was asked for.
@@ -73,6 +74,15 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The same, but lines stay lines. Whatever is said goes through here: names of files and words of the user are in
+/// most messages, and must not control a terminal.
+fn lines_printable(text: &str) -> String {
+    text.split('\n')
+        .map(printable)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
 /// Appends a line to a `String`, which cannot fail.
 macro_rules! line {
     ($text:expr $(, $($argument:tt)+)?) => {{
@@ -81,3 +91,16 @@ macro_rules! line {
     }};
 }
 pub(crate) use line;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_controls_no_terminal() {
+        assert_eq!(
+            lines_printable("\u{1b}[31mred\u{7}: no such file\nand so on\r\n"),
+            "\u{fffd}[31mred\u{fffd}: no such file\nand so on\u{fffd}\n"
+        );
+    }
+}

@@ -292,7 +292,7 @@ pub(super) fn understand(words: Vec<OsString>) -> Result<Asked, Wrong> {
             Id::AutoSyscall => request.syscall = Syscall::Auto,
             Id::Type => kind = Some(value),
             Id::CommandLine => {
-                load.command_line = Some(text("--command-line", value)?);
+                load.command_line = Some(text("--command-line (or --append)", value)?);
                 about_loading = Some("--command-line (or --append)");
             }
             Id::ReuseCommandLine => {
