@@ -57,9 +57,10 @@ pub(crate) fn without_boot_image(command_line: &str) -> String {
 
 /// The command line without a parameter, each time that it is there.
 fn without_word(command_line: &str, name: &str) -> String {
+    // Without a value it is another word, and none of the kernel's.
     let is_it = |word: &str| {
         word.strip_prefix(name)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            .is_some_and(|rest| rest.starts_with('='))
     };
     let words: Vec<&str> = command_line
         .split(' ')
@@ -726,7 +727,7 @@ mod tests {
                 "crashkernel=256M,high quiet crashkernel=64M,low crashkernel crashkernels=1",
                 "crashkernel"
             ),
-            "quiet crashkernels=1"
+            "quiet crashkernel crashkernels=1"
         );
     }
 }
