@@ -370,6 +370,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         try_stage,
     )?;
     // With the pages taken, there is less.
+    place::check_rest()?;
     machine::kexec_cost()?.check(payload.arguments.early)?;
     let (name, generation) = (new.name.clone(), new.generation);
     let mut files = new.into_files()?;

@@ -559,6 +559,28 @@ pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What must be left when the pages are taken, bytes: the rest of a load takes a few MiB (the holder's copy of this program,
+/// the note, tables), and where the kernel has nothing more to give it ends a process, most likely this one.
+const REST_BYTES: u64 = 16 << 20;
+
+/// Refuses to go on where the pages that were taken have left too little. Taking them may have made the kernel raise its
+/// reserves, in fragmented memory by a tenth of all there is.
+///
+/// # Errors
+/// [`Failure::Memory`].
+pub(crate) fn check_rest() -> Result<(), Failure> {
+    let available_bytes = facts::memory()?
+        .available_bytes
+        .saturating_sub(facts::watermark_boost_bytes());
+    if available_bytes < REST_BYTES {
+        return Err(Failure::Memory {
+            needed_bytes: REST_BYTES,
+            available_bytes,
+        });
+    }
+    Ok(())
+}
+
 /// All memory that a hand-over touches.
 pub(crate) fn used_memory(layout: &Layout) -> PhysRanges {
     layout

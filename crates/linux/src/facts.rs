@@ -272,6 +272,31 @@ pub fn memory_in(text: &str) -> Result<MemoryInfo, Error> {
     })
 }
 
+/// By how much the kernel has raised its reserves for the moment, bytes: after it had to take pages from blocks of another
+/// kind, it keeps more free until it has tidied up (`watermark_boost_factor` in
+/// Documentation/admin-guide/sysctl/vm.rst). `MemAvailable` does not know of it, and what is below is given to nobody.
+/// 0 where the kernel does not say.
+#[must_use]
+pub fn watermark_boost_bytes() -> u64 {
+    std::fs::read_to_string("/proc/zoneinfo").map_or(0, |text| {
+        watermark_boost_pages_in(&text).saturating_mul(page_size_bytes())
+    })
+}
+
+/// The same in pages, from the text of `/proc/zoneinfo`: of all zones together.
+#[must_use]
+pub fn watermark_boost_pages_in(text: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| {
+            line.trim()
+                .strip_prefix("boost")?
+                .trim()
+                .parse::<u64>()
+                .ok()
+        })
+        .fold(0, u64::saturating_add)
+}
+
 /// Memory that the kernel has taken out of use because it is bad (`HardwareCorrupted` of `/proc/meminfo`),
 /// bytes; `None` if it does not say (CONFIG_MEMORY_FAILURE).
 #[must_use]
@@ -684,6 +709,19 @@ mod tests {
     }
 
     const TEXT: &[u8] = b"OSRELEASE=6.12\nNUMBER(VA_BITS)=52\nKERNELOFFSET=0\n";
+
+    /// As 6.12 prints it, shortened.
+    #[test]
+    fn reserves_that_are_raised_are_added_up() {
+        let text = "Node 0, zone      DMA\n  per-node stats\n      nr_inactive_anon 1\n  pages free     21672\n        boost    17167\n        \
+                    min      24798\nNode 0, zone   Normal\n  pages free     5\n        boost    3\n        min      1\n";
+        assert_eq!(watermark_boost_pages_in(text), 17_170);
+        assert_eq!(
+            watermark_boost_pages_in("  pages free 1\n        min 2\n"),
+            0
+        );
+        assert_eq!(watermark_boost_pages_in("boost\nboosted 7\nboost -1\n"), 0);
+    }
 
     #[test]
     fn a_note_is_found_wherever_it_is() {
