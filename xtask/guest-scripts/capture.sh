@@ -28,12 +28,7 @@ else
 fi
 
 if [ "$(word report)" != no ]; then
-    say "report-begin"
-    kleap report || fail "kleap report failed with exit code $?"
-    say "report-end"
-    say "json-begin"
-    kleap report --json || fail "kleap report --json failed with exit code $?"
-    say "json-end"
+    show_report
 fi
 
 if [ -z "$reasons" ]; then

@@ -76,6 +76,16 @@ fail() {
     reasons="$reasons$*; "
 }
 
+# What kleap says of the hand-over that led here, for the harness to read.
+show_report() {
+    say "report-begin"
+    kleap report || fail "kleap report failed with exit code $?"
+    say "report-end"
+    say "json-begin"
+    kleap report --json || fail "kleap report --json failed with exit code $?"
+    say "json-end"
+}
+
 # Messages by which a kernel says that it was not entered as it should be.
 check_log() {
     suspicious='violation of boot protocol|misaligned|memory probably corrupted|Booted with MMU enabled|BUG|Oops|WARNING'

@@ -6,12 +6,7 @@ check_initrd
 
 # A kernel that another program handed over to has none.
 if [ "$(word report)" != no ]; then
-    say "report-begin"
-    kleap report || fail "kleap report failed with exit code $?"
-    say "report-end"
-    say "json-begin"
-    kleap report --json || fail "kleap report --json failed with exit code $?"
-    say "json-end"
+    show_report
     kleap check >/run/check
     grep -q '^ok  *last-hand-over .*was started by kleap' /run/check ||
         fail "kleap check does not know of the hand-over: $(grep last-hand-over /run/check)"

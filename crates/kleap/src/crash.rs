@@ -30,7 +30,6 @@ use kleap_plan::core_header::{CoreHeaderInput, Mapped, core_header};
 use kleap_plan::layout::{self, BASE_ALIGNMENT_BYTES, UNIT_MIN_BYTES};
 use kleap_plan::{Layout, Stage, StageInput, Strategy};
 use kleap_relocator::abi::Lpis;
-use std::path::Path;
 
 /// Most ranges that a crash kernel is told it may use: more are not looked at (`MAX_USABLE_RANGES` of arm64).
 const USABLE_RANGES_MAX: usize = 2;
@@ -68,30 +67,6 @@ impl Reserved {
     }
 }
 
-fn entries() -> Result<Vec<Entry>, Failure> {
-    let path = Path::new(facts::IOMEM_PATH);
-    let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
-    iomem::parse(&text).map_err(|error| machine::iomem_failure(path, &error))
-}
-
-/// Whether this machine can do it, asked before anything is read.
-fn check() -> Result<(), Failure> {
-    kexec::probe_crash()?;
-    if !facts::has_capability(facts::CAP_SYS_ADMIN) {
-        return Err(kleap_linux::Error::Privilege {
-            what: "reading physical addresses",
-            capability: "CAP_SYS_ADMIN",
-        }
-        .into());
-    }
-    if cfg!(not(target_endian = "little")) {
-        return Err(Failure::Unsupported(
-            "big-endian kernels cannot be handed over".into(),
-        ));
-    }
-    Ok(())
-}
-
 /// The headers of the core file: all memory but what the crash kernel runs in.
 fn headers(entries: &[Entry], reserved: &PhysRanges) -> Result<Vec<u8>, Failure> {
     let text = iomem::labelled(entries, iomem::KERNEL_CODE)
@@ -124,23 +99,15 @@ fn headers(entries: &[Entry], reserved: &PhysRanges) -> Result<Vec<u8>, Failure>
 /// The kernel's own mapping, and the linear map. The memory with its text is in both, of which the linear map's
 /// part is the larger.
 fn apart(mut known: Vec<Mapped>, text: &PhysRanges) -> (Option<Mapped>, Vec<Mapped>) {
-    let overlapping = |known: &[Mapped]| -> Vec<usize> {
-        (0..known.len())
-            .filter(|index| {
-                known
-                    .get(*index)
-                    .is_some_and(|mapped| text.overlaps(mapped.range))
-            })
-            .collect()
-    };
-    let kernel = match overlapping(&known).as_slice() {
-        [] | [_] => None,
-        several => several
-            .iter()
-            .copied()
-            .min_by_key(|index| known.get(*index).map(|mapped| mapped.range.size_bytes())),
-    };
-    (kernel.map(|index| known.swap_remove(index)), known)
+    let with_text: Vec<(u64, usize)> = known
+        .iter()
+        .enumerate()
+        .filter(|(_, mapped)| text.overlaps(mapped.range))
+        .map(|(index, mapped)| (mapped.range.size_bytes(), index))
+        .collect();
+    let smallest = with_text.iter().min().filter(|_| with_text.len() > 1);
+    let kernel = smallest.map(|(_, index)| known.swap_remove(*index));
+    (kernel, known)
 }
 
 /// A place for every piece in memory that was set aside, and one for the headers at its end.
@@ -191,8 +158,9 @@ fn arrange(
 
 /// `kleap load --panic`.
 pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
-    check()?;
-    let entries = entries()?;
+    kexec::probe_crash()?;
+    machine::check_process("reading physical addresses")?;
+    let entries = machine::iomem_entries()?;
     let reserved = Reserved::find(&entries).ok_or_else(|| {
         Failure::Unsupported(
             "no memory is set aside for a crash kernel: boot with crashkernel=256M, or what this machine needs".into(),

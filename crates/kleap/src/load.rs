@@ -93,11 +93,8 @@ fn command_line(
     {
         line.clone()
     } else {
-        match (of_file, tree.bootargs()) {
-            // A UKI's is made for the kernel that runs.
-            (Some(line), _) => for_purpose(line),
-            (None, line) => for_purpose(line.unwrap_or_default()),
-        }
+        // A UKI's is made for the kernel that runs, too.
+        for_purpose(of_file.or(tree.bootargs()).unwrap_or_default())
     };
     if line.len() > MAX_BOOTARGS_BYTES {
         return Err(Failure::CommandLine {

@@ -37,14 +37,17 @@ pub(crate) fn device_tree() -> Result<Tree, Failure> {
     })
 }
 
-pub(crate) fn iomem_failure(path: &Path, error: &iomem::IomemError) -> Failure {
-    match error {
+/// What lies where in physical memory, as the running kernel says.
+pub(crate) fn iomem_entries() -> Result<Vec<iomem::Entry>, Failure> {
+    let path = Path::new(facts::IOMEM_PATH);
+    let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
+    iomem::parse(&text).map_err(|error| match error {
         iomem::IomemError::AddressesHidden => kleap_linux::Error::NoAddresses.into(),
         error => Failure::Input {
             path: path.to_owned(),
             what: error.to_string(),
         },
-    }
+    })
 }
 
 /// Where things may be.
@@ -63,9 +66,7 @@ pub(crate) struct Memory {
 impl Memory {
     /// From `/proc/iomem`, the device tree and the blocks of memory.
     pub(crate) fn find(tree: &Tree) -> Result<Self, Failure> {
-        let path = Path::new(facts::IOMEM_PATH);
-        let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
-        let entries = iomem::parse(&text).map_err(|error| iomem_failure(path, &error))?;
+        let entries = iomem_entries()?;
         let (mut usable, mut plain) = (
             iomem::system_ram(&entries),
             iomem::plain_system_ram(&entries),
@@ -354,9 +355,7 @@ pub(crate) struct KexecCost(pub(crate) kleap_plan::KexecCost);
 
 /// Predicts it, from what the machine is now.
 pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
-    let path = Path::new(facts::IOMEM_PATH);
-    let text = facts::read_limited(path, iomem::MAX_FILE_BYTES as u64)?;
-    let entries = iomem::parse(&text).map_err(|error| iomem_failure(path, &error))?;
+    let entries = iomem_entries()?;
     let (release, _) = facts::kernel_release();
     let memory = facts::memory()?;
     let input = KexecCostInput {
@@ -433,12 +432,11 @@ impl KexecCost {
     }
 }
 
-/// Whether this machine can hand over at all, asked before anything is changed.
-pub(crate) fn check() -> Result<(), Failure> {
-    kexec::probe()?;
+/// Whether this process may do `what`, which root may, and whether this kernel is of the kind that can be handed over.
+pub(crate) fn check_process(what: &'static str) -> Result<(), Failure> {
     if !facts::has_capability(facts::CAP_SYS_ADMIN) {
         return Err(kleap_linux::Error::Privilege {
-            what: "reading physical addresses and mounting a hugetlbfs",
+            what,
             capability: "CAP_SYS_ADMIN",
         }
         .into());
@@ -448,5 +446,12 @@ pub(crate) fn check() -> Result<(), Failure> {
             "big-endian kernels cannot be handed over".into(),
         ));
     }
+    Ok(())
+}
+
+/// Whether this machine can hand over at all, asked before anything is changed.
+pub(crate) fn check() -> Result<(), Failure> {
+    kexec::probe()?;
+    check_process("reading physical addresses and mounting a hugetlbfs")?;
     kexec_cost()?.check_crash()
 }

@@ -106,12 +106,7 @@ fn work(request: &Request) -> Step {
 
 /// Memory that is set aside for a crash kernel: the region that it lives in, the highest one.
 pub(super) fn crash_size_bytes() -> Result<u64, Failure> {
-    let bytes = facts::read_limited(Path::new(facts::IOMEM_PATH), iomem::MAX_FILE_BYTES as u64)?;
-    let entries = iomem::parse(&bytes).map_err(|error| Failure::Input {
-        path: facts::IOMEM_PATH.into(),
-        what: error.to_string(),
-    })?;
-    Ok(iomem::crash_regions(&entries)
+    Ok(iomem::crash_regions(&machine::iomem_entries()?)
         .last()
         .map_or(0, |region| region.size_bytes()))
 }
