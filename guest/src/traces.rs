@@ -21,6 +21,8 @@ const HOLDER: &[u8] = b"@kleap";
 pub(crate) struct Traces {
     /// For each size: its directory's name, and pages in the pool, free, surplus, reserved.
     huge_pages: Vec<(String, [u64; 4])>,
+    /// What the kernel raises its reserves by (`vm.watermark_boost_factor`), where it has that.
+    boost_factor: Option<String>,
     /// Whether the kernel has something to kexec.
     kexec_loaded: String,
     /// What is below `/dev/kleap`; nothing is there while nothing is loaded.
@@ -37,6 +39,7 @@ impl Traces {
         let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
         Ok(Self {
             huge_pages: huge_pages()?,
+            boost_factor: fs::read_to_string("/proc/sys/vm/watermark_boost_factor").ok(),
             kexec_loaded: fs::read_to_string("/sys/kernel/kexec_loaded")
                 .or_else(|_| fs::read_to_string("/sys/kernel/kexec/loaded"))
                 .context("the kernel does not say what is loaded")?

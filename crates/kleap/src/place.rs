@@ -32,6 +32,7 @@ use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout, stage};
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
 pub(crate) const STAGE_BYTES: u64 = stage::ROOM_FIRST_BYTES;
@@ -181,11 +182,21 @@ impl<'a> Search<'a> {
         if pages == 0 {
             return Ok(0);
         }
-        let came = self
-            .store
-            .extend(self.payload, size_bytes, pages, self.node, set_aside)?;
-        self.held_bytes += came * size_bytes;
+        let came = self.store.supply(size_bytes, pages, self.node, set_aside)?;
+        self.fill(size_bytes, came)?;
         Ok(came)
+    }
+
+    /// Moves so many pages from their pool into the payload: mapping them takes memory of the kernel's own, and where
+    /// that has none left to give it ends this process.
+    fn fill(&mut self, size_bytes: u64, pages: u64) -> Result<(), Failure> {
+        if pages == 0 {
+            return Ok(());
+        }
+        check_rest()?;
+        self.store.fill(self.payload, size_bytes, pages)?;
+        self.held_bytes += pages * size_bytes;
+        Ok(())
     }
 
     /// Gives back what a layout does not use.
@@ -249,7 +260,10 @@ impl<'a> Search<'a> {
             let missing = wanted.saturating_sub(probe.pages());
             let came = match missing.min(left_bytes / size_bytes) {
                 0 => 0,
-                pages => probe.grow(&mut self.pool(size_bytes), pages)?,
+                pages => {
+                    let came = probe.grow(&mut self.pool(size_bytes), pages)?;
+                    came - self.put_back_too_much(probe, size_bytes)?
+                }
             };
             match self.layout_of(probe, size_bytes, strategy, Which::Lasting) {
                 Ok(layout) => return Ok(Some(layout)),
@@ -258,6 +272,14 @@ impl<'a> Search<'a> {
                 Err(_) => wanted = probe.pages() + (probe.pages() / PROBE_PART).max(1),
             }
         }
+    }
+
+    /// Gives the pages that came last back to the system where what is left without them is too little; returns how many.
+    fn put_back_too_much(&mut self, probe: &mut Probe, size_bytes: u64) -> Result<u64, Failure> {
+        if check_rest().is_ok() {
+            return Ok(0);
+        }
+        probe.give_back_last(&mut self.pool(size_bytes))
     }
 
     /// Looks for runs among the pages of the pool, and takes those of use. Says whether the kernel shows where they
@@ -274,7 +296,9 @@ impl<'a> Search<'a> {
             probe.give_back(&mut self.pool(size_bytes))?;
             let _ = hugepages::compact_memory();
             probe = Probe::new(&mut self.pool(size_bytes))?;
-            probe.grow_from_larger(&mut self.pool(size_bytes))?;
+            if probe.grow_from_larger(&mut self.pool(size_bytes))? > 0 {
+                self.put_back_too_much(&mut probe, size_bytes)?;
+            }
             layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
         }
         // Or, with pages that may still move, or the place with the most of it.
@@ -484,9 +508,8 @@ impl Supply for PoolOf<'_, '_> {
     }
 
     fn take(&mut self, pages: u64) -> Result<Vec<PhysAddr>, Failure> {
+        self.search.fill(self.size_bytes, pages)?;
         let search = &mut *self.search;
-        search.store.fill(search.payload, self.size_bytes, pages)?;
-        search.held_bytes += pages * self.size_bytes;
         let size_bytes = self.size_bytes;
         let file = search
             .payload
@@ -532,7 +555,10 @@ impl Supply for PoolOf<'_, '_> {
 /// Memory that huge pages may be taken from without others having to do without, bytes.
 fn available_bytes(memory: &facts::MemoryInfo) -> u64 {
     let margin_bytes = MARGIN_BYTES.min(memory.total_bytes / MARGIN_PART);
-    memory.available_bytes.saturating_sub(margin_bytes)
+    memory
+        .available_bytes
+        .saturating_sub(facts::watermark_boost_bytes())
+        .saturating_sub(margin_bytes)
 }
 
 /// What a payload may take at all, bytes.
@@ -559,26 +585,37 @@ pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What must be left when the pages are taken, bytes: the rest of a load takes a few MiB (the holder's copy of this program,
+/// What must be left beside the pages, bytes: the rest of a load takes a few MiB (the holder's copy of this program,
 /// the note, tables), and where the kernel has nothing more to give it ends a process, most likely this one.
 const REST_BYTES: u64 = 16 << 20;
+/// How long the kernel is given to lower reserves that it has raised; it does that as it frees memory in the background.
+const REST_WAIT: Duration = Duration::from_secs(2);
+/// How often it is asked meanwhile.
+const REST_LOOK: Duration = Duration::from_millis(20);
 
-/// Refuses to go on where the pages that were taken have left too little. Taking them may have made the kernel raise its
-/// reserves, in fragmented memory by a tenth of all there is.
+/// Refuses to go on where the pages in the pool have left too little to the kernel itself. Where it has raised its
+/// reserves, that passes, and is waited for.
 ///
 /// # Errors
 /// [`Failure::Memory`].
 pub(crate) fn check_rest() -> Result<(), Failure> {
-    let available_bytes = facts::memory()?
-        .available_bytes
-        .saturating_sub(facts::watermark_boost_bytes());
-    if available_bytes < REST_BYTES {
-        return Err(Failure::Memory {
-            needed_bytes: REST_BYTES,
-            available_bytes,
-        });
+    let began = Instant::now();
+    loop {
+        let memory = facts::memory()?;
+        // The kernel's own cannot come from CMA.
+        let left_bytes = memory.available_bytes.saturating_sub(memory.cma_free_bytes);
+        let available_bytes = left_bytes.saturating_sub(facts::watermark_boost_bytes());
+        if available_bytes >= REST_BYTES {
+            return Ok(());
+        }
+        if left_bytes < REST_BYTES || began.elapsed() >= REST_WAIT {
+            return Err(Failure::Memory {
+                needed_bytes: REST_BYTES,
+                available_bytes,
+            });
+        }
+        std::thread::sleep(REST_LOOK);
     }
-    Ok(())
 }
 
 /// All memory that a hand-over touches.

@@ -42,6 +42,9 @@ pub(crate) struct Ledger {
     /// One entry for each size.
     #[serde(default)]
     pub(crate) pools: Vec<Added>,
+    /// What `vm.watermark_boost_factor` was, while it is 0 because a pool is being made larger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boost_factor: Option<u64>,
 }
 
 /// What one pool had, and what we added.
@@ -56,6 +59,33 @@ pub(crate) struct Added {
 }
 
 impl Ledger {
+    /// Notes that the kernel is to raise no reserves; says whether there is something to be done.
+    fn hold_reserves(&mut self) -> bool {
+        match hugepages::watermark_boost_factor() {
+            None | Some(0) => false,
+            factor => {
+                self.boost_factor = factor;
+                true
+            }
+        }
+    }
+
+    /// Lets the kernel raise its reserves again; says whether it was kept from it.
+    fn release_reserves(&mut self) -> bool {
+        let Some(factor) = self.boost_factor.take() else {
+            return false;
+        };
+        // Somebody else may have set it since.
+        if hugepages::watermark_boost_factor() == Some(0)
+            && let Err(error) = hugepages::set_watermark_boost_factor(factor)
+        {
+            output::warn(&format!(
+                "warning: {error}: vm.watermark_boost_factor was {factor}"
+            ));
+        }
+        true
+    }
+
     pub(crate) fn entry(&mut self, page_size_bytes: u64, before: u64) -> &mut Added {
         let found = self
             .pools
@@ -304,6 +334,7 @@ impl Store {
             .unwrap_or(Ledger {
                 boot_id,
                 pools: Vec::new(),
+                boost_factor: None,
             }))
     }
 
@@ -326,7 +357,7 @@ impl Store {
             pool.shrink(free, kleap_linux::numa::boot_cpu_node())?;
             entry.added = added - free;
         }
-        if ledger.pools == before {
+        if !ledger.release_reserves() && ledger.pools == before {
             return Ok(());
         }
         write("pool.json", &ledger)
@@ -336,7 +367,7 @@ impl Store {
     /// persistent, a payload that a process of another mount namespace holds) becomes surplus by that, and
     /// goes back to the system by itself when it is released.
     fn settle(&self) -> Result<(), Failure> {
-        let ledger = match self.ledger() {
+        let mut ledger = match self.ledger() {
             Ok(ledger) => ledger,
             // What it said is lost; the rest can still be removed.
             Err(error @ Failure::State { .. }) => {
@@ -349,6 +380,7 @@ impl Store {
         };
         // No new note: the old one is removed next, and says nothing wrong until then, because no pool is made
         // smaller than it was before us.
+        ledger.release_reserves();
         for entry in &ledger.pools {
             let Ok(pool) = Pool::of_size(entry.page_size_bytes) else {
                 continue;
@@ -415,7 +447,12 @@ impl Store {
         let added_before = entry.added;
         // What others have by overcommit becomes persistent as well: it is to be given back with ours.
         entry.added = added_before + pages + surplus;
+        let holds_reserves = ledger.hold_reserves();
         write("pool.json", &ledger)?;
+        if holds_reserves {
+            // Where it may not be changed, what is left is looked at all the same.
+            let _ = hugepages::set_watermark_boost_factor(0);
+        }
         let came = pool.grow(pages, node)?;
         let added = added_before + pool.total()?.saturating_sub(total_before);
         ledger.entry(pool.page_size_bytes(), total_before).added = added;
@@ -436,13 +473,12 @@ impl Store {
         })
     }
 
-    /// Adds up to `more` pages of `page_size_bytes` to a new payload, from `node` where it has some; returns how
-    /// many, 0 if there are no more to be had.
+    /// Sees to it that a pool has up to `more` pages to take, of `node` where it has some; returns how many, 0 if there are
+    /// no more to be had.
     ///
-    /// With `set_aside`, pages that others have set aside are taken as well where no other memory is left.
-    pub(crate) fn extend(
+    /// With `set_aside`, pages that others have set aside count as well where no other memory is left.
+    pub(crate) fn supply(
         &self,
-        payload: &mut NewPayload,
         page_size_bytes: u64,
         more: u64,
         node: Option<u32>,
@@ -460,7 +496,6 @@ impl Store {
                 added += others;
             }
         }
-        self.fill(payload, page_size_bytes, added)?;
         Ok(added)
     }
 

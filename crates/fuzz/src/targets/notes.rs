@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 /// A note as `load` writes it, of a payload in one file and a half; `#` stands for a number.
 const STATE: &str = r##"{"boot_id":"b","generation":#,"payload":"payload-1","files":[{"page_size_bytes":#,"pages":#},{"page_size_bytes":#,"pages":#}],"pinned_by":"io_uring","early":false,"hand_off":{"verbose":true,"on_failure":"off","serial":"pl011,mmio32,0x9000000"},"layout":{"unit_bytes":#,"image":{"target":[#,#],"parts":[{"address":#,"size_bytes":#,"file":#,"offset_bytes":#},{"address":#,"size_bytes":#,"file":#,"offset_bytes":#}],"room":[{"address":#,"size_bytes":#,"file":#,"offset_bytes":#}],"offset_bytes":#},"initrd":{"target":[#,#],"parts":[{"address":#,"size_bytes":#,"file":#,"offset_bytes":#}],"room":[],"offset_bytes":#},"device_tree":{"target":[#,#],"parts":[{"address":#,"size_bytes":#,"file":#,"offset_bytes":#}],"room":[],"offset_bytes":#},"stage":[#,#],"stage_parts":[{"address":#,"size_bytes":#,"file":#,"offset_bytes":#}],"spare":null},"strategy":"auto","verify":"sha256","kernel_path":"/k","kernel_banner":null,"image_size_bytes":#,"kernel_page_size_bytes":4096,"command_line":"c","image":{"size_bytes":#,"digests":[1,0,1,2]},"initrd_path":null,"initrd":{"size_bytes":#,"digests":[2,0,1,2]},"device_tree":{"size_bytes":#,"digests":[3,0,1,2]},"timeline_offset_bytes":#}"##;
-const POOL: &str = r##"{"boot_id":"b","pools":[{"page_size_bytes":#,"before":#,"added":#},{"page_size_bytes":#,"before":#,"added":#}]}"##;
+const POOL: &str = r##"{"boot_id":"b","pools":[{"page_size_bytes":#,"before":#,"added":#},{"page_size_bytes":#,"before":#,"added":#}],"boost_factor":#}"##;
 
 /// A number as it could stand in a note: small ones, sizes of pages, addresses, and what is none of these.
 fn plausible(draw: &mut Draw<'_>) -> u64 {
