@@ -314,6 +314,14 @@ pub const TARGETS: &[Target] = &[
         is_slow: true,
         run: targets::image::streams,
     },
+    Target {
+        name: "signature",
+        covers: "the table of signatures of an EFI program",
+        max_len_bytes: 4096,
+        is_drawn: false,
+        is_slow: false,
+        run: targets::image::signature,
+    },
 ];
 
 /// The target of this name.

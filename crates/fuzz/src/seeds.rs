@@ -14,7 +14,7 @@ use kleap_relocator::abi::{
 };
 use kleap_relocator::digest::Algorithm;
 use kleap_relocator::timeline::{Level, Timeline};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 /// An input of a corpus.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -510,6 +510,19 @@ const FORMATS: &[(&str, &[u8])] = &[
     ),
 ];
 
+/// A kernel that sbsign has signed.
+const SIGNED: &[u8] = include_bytes!("../../image/tests/fixtures/formats/Image.signed.gz");
+/// Its length without the table of signatures, bytes.
+const SIGNED_BYTES: usize = 0x2_8000;
+/// What stands before the digest: its algorithm, without parameters, and its length.
+const SHA256_DIGEST: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20";
+
+fn signature_table() -> Vec<u8> {
+    let mut file = Vec::new();
+    let _ = flate2::bufread::GzDecoder::new(SIGNED).read_to_end(&mut file);
+    file.split_off(SIGNED_BYTES.min(file.len()))
+}
+
 /// Streams that real tools have made, behind the number of their kind.
 const STREAMS: &[(&str, u8, &[u8])] = &[
     (
@@ -624,6 +637,22 @@ pub fn seeds(sources: &Sources) -> Vec<Seed> {
     for (name, file) in FORMATS {
         add("formats", name, file.to_vec());
     }
+    let table = signature_table();
+    let right = crate::targets::image::program_digest::<sha2::Sha256>();
+    if let Some(at) = table
+        .windows(SHA256_DIGEST.len())
+        .position(|window| window == SHA256_DIGEST)
+    {
+        // The program's digest where that of the signed file is.
+        let mut whole = table.clone();
+        let start = at + SHA256_DIGEST.len();
+        if let Some(place) = whole.get_mut(start..start + right.len()) {
+            place.copy_from_slice(&right);
+        }
+        add("signature", "twice", [&table[..], &whole].concat());
+        add("signature", "whole", whole);
+    }
+    add("signature", "other", table);
     for (name, kind, stream) in STREAMS {
         add("streams", name, [&[*kind], *stream].concat());
     }

@@ -151,6 +151,19 @@ pub enum Error {
         /// Which part is cut off.
         what: &'static str,
     },
+    /// The file has a signature for Secure Boot, and is not what was signed.
+    #[error(
+        "the file is not what was signed ({algorithm} {found}, in its signature {expected}): it is damaged, install it \
+             again; where it was changed on purpose, take the signature off (sbattach --remove)"
+    )]
+    NotWhatWasSigned {
+        /// Of the digest.
+        algorithm: &'static str,
+        /// In the signature, in hexadecimal.
+        expected: String,
+        /// Of the file.
+        found: String,
+    },
     /// The two headers disagree about the size in memory.
     #[error(
         "the header's image_size is {image_size_bytes:#x}, but the PE header's SizeOfImage is \

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::compression::Stream;
 use crate::header::{HEADER_BYTES, claimed_image_size_bytes};
+use crate::signature::{self, Signed};
 use crate::{
     Compression, Error, FileKind, Header, Kernel, MAX_DECOMPRESSED_BYTES, MAX_FILE_BYTES,
     StreamError, elf, fit, uimage, uki, zboot,
@@ -276,6 +277,7 @@ fn unpack(
     let mut said = said.map(|said| (container.unwrap_or(Container::Fit), said));
     let bytes = file.get(range.clone()).unwrap_or_default();
     if zboot::is_zboot(bytes) {
+        signature::check(bytes)?;
         let (payload, compression) = zboot::read(bytes)?;
         range = range.start + payload.start..range.start + payload.end;
         said = Some((Container::Zboot, compression));
@@ -322,11 +324,14 @@ fn unpack(
         },
         other => other,
     })?;
+    // One that cannot be read says nothing: most kernels have none.
+    let is_as_signed = signature::check(&image)? == Signed::Whole;
     Ok(Kernel {
         image,
         header,
         layers,
         file_range,
+        is_as_signed,
     })
 }
 

@@ -26,17 +26,18 @@
 //! 4. ELF (`vmlinux`).
 //!
 //! Parts that are in the file as they will be used are ranges of it: the caller can read them again where they
-//! are needed, instead of holding them while memory is looked for. Checksums that a format has are compared;
-//! signatures are not checked, and [`KernelFile::remarks`] says so.
+//! are needed, instead of holding them while memory is looked for. Checksums that a format has are compared, and
+//! the digests in signatures for Secure Boot. Who signed is not checked, and [`KernelFile::remarks`] says so of
+//! what is more than a kernel.
 //!
 //! An initramfs can be decompressed beforehand ([`decompress_initramfs`]), so that the next kernel does not
 //! have to.
 //!
 //! # What is not found
 //!
-//! - The body of an `Image` is not verified: a flipped bit in its code is not noticed. It is in most containers
-//!   and compressed streams, by their checksums; not in a UKI, an ELF file, "lzma alone" and the older lz4 frame,
-//!   which have none.
+//! - The body of an `Image` without a signature is not verified: a flipped bit in its code is not noticed. It is in
+//!   most containers and compressed streams, by their checksums; not in a UKI, an ELF file, "lzma alone" and the older
+//!   lz4 frame, which have none. With a signature, as Debian's kernels have it, it is noticed in all of them.
 //! - A kernel built without `CONFIG_EFI` has no PE header: nothing in it says how long the file must
 //!   be, so a truncated one passes. Ship such kernels as gzip.
 //! - Parts of the header can be changed into another valid header: the page size (byte 24: used only to
@@ -58,6 +59,7 @@ mod fit;
 mod header;
 mod initramfs;
 mod read;
+mod signature;
 mod uimage;
 mod uki;
 mod zboot;
@@ -90,6 +92,7 @@ pub struct Kernel {
     header: Header,
     layers: Vec<Layer>,
     file_range: Option<Range<usize>>,
+    is_as_signed: bool,
 }
 
 impl Kernel {
@@ -176,6 +179,13 @@ impl Kernel {
         self.file_range.clone()
     }
 
+    /// Whether the `Image` has a signature for Secure Boot and is what was signed, by whomever: then every byte of it but
+    /// the signature itself is as it was. Without one, nothing says so.
+    #[must_use]
+    pub const fn is_as_signed(&self) -> bool {
+        self.is_as_signed
+    }
+
     /// Whether the kernel was compressed with gzip.
     #[must_use]
     pub fn is_gzip(&self) -> bool {
@@ -191,6 +201,7 @@ impl std::fmt::Debug for Kernel {
             .field("header", &self.header)
             .field("layers", &self.layers)
             .field("file_range", &self.file_range)
+            .field("is_as_signed", &self.is_as_signed)
             .finish()
     }
 }

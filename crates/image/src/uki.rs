@@ -2,7 +2,8 @@
 //!
 //! UAPI.5 "Unified Kernel Images" (uapi-group.org). Profiles begin with a section `.profile`; what is before the
 //! first is the base, and that is what is taken. `.dtbauto` is chosen by the firmware's hardware ids, which are not
-//! known here. The signature for Secure Boot is not checked, and that is said.
+//! known here. The file is compared with the digest in its signature, if it has one; whose that is, is not checked, and
+//! that is said.
 
 use std::ops::Range;
 
@@ -10,6 +11,7 @@ use object::LittleEndian;
 use object::pe;
 use object::read::pe::ImageNtHeaders;
 
+use crate::signature::{self, Signed};
 use crate::{Container, Error};
 
 /// Longest command line that is taken, bytes; arm64 kernels cut at 2048.
@@ -38,7 +40,7 @@ pub(crate) fn read(file: &[u8]) -> Result<Option<Uki>, Error> {
         return Ok(None);
     };
     let mut offset = u64::from(dos.nt_headers_offset());
-    let Ok((headers, directories)) = pe::ImageNtHeaders64::parse(file, &mut offset) else {
+    let Ok((headers, _)) = pe::ImageNtHeaders64::parse(file, &mut offset) else {
         return Ok(None);
     };
     let Ok(sections) = headers.sections(file, offset) else {
@@ -110,11 +112,14 @@ pub(crate) fn read(file: &[u8]) -> Result<Option<Uki>, Error> {
             pe::IMAGE_FILE_MACHINE_ARM64
         )));
     }
-    let is_signed = directories
-        .get(pe::IMAGE_DIRECTORY_ENTRY_SECURITY)
-        .is_some_and(|entry| entry.size.get(LittleEndian) != 0);
-    if is_signed {
-        uki.remarks.push("its signature is not checked".into());
+    match signature::check(file)? {
+        Signed::No => {}
+        Signed::Whole => uki
+            .remarks
+            .push("it is what was signed; who signed it is not checked".into()),
+        Signed::Unknown(reason) => uki
+            .remarks
+            .push(format!("its signature is not checked: {reason}")),
     }
     Ok(Some(uki))
 }

@@ -107,6 +107,73 @@ pub fn formats(data: &[u8]) {
     }
 }
 
+/// An EFI program of 1 KiB with one section, `.linux`, that is no kernel, and room for a table of signatures behind it.
+const PROGRAM_BYTES: usize = 0x400;
+const OPTIONAL_HEADER: usize = 0x98;
+const CHECKSUM: usize = OPTIONAL_HEADER + 64;
+const SIGNATURE_DIRECTORY: usize = OPTIONAL_HEADER + 112 + 4 * 8;
+
+/// That program, with a table as long as that.
+pub(crate) fn program(table_bytes: usize) -> Vec<u8> {
+    let mut file = vec![0_u8; PROGRAM_BYTES];
+    let section = OPTIONAL_HEADER + 240;
+    let mut put = |offset: usize, bytes: &[u8]| {
+        file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, b"MZ");
+    put(0x80, b"PE\0\0\x64\xaa\x01");
+    put(0x94, &240_u16.to_le_bytes());
+    put(OPTIONAL_HEADER, &0x20b_u16.to_le_bytes());
+    put(section, b".linux");
+    for (offset, word) in [
+        (0x3c, 0x80),
+        (OPTIONAL_HEADER + 60, 0x200),
+        (OPTIONAL_HEADER + 108, 16),
+        (SIGNATURE_DIRECTORY, PROGRAM_BYTES),
+        (SIGNATURE_DIRECTORY + 4, table_bytes),
+        (section + 8, 0x200),
+        (section + 16, 0x200),
+        (section + 20, 0x200),
+    ] {
+        put(offset, &(word as u32).to_le_bytes());
+    }
+    file
+}
+
+/// Its digest, by the words of the format's specification.
+pub(crate) fn program_digest<D: sha2::Digest>() -> Vec<u8> {
+    let file = program(0);
+    let mut digest = D::new();
+    digest.update(&file[..CHECKSUM]);
+    digest.update(&file[CHECKSUM + 4..SIGNATURE_DIRECTORY]);
+    digest.update(&file[SIGNATURE_DIRECTORY + 8..]);
+    digest.finalize().to_vec()
+}
+
+/// A table of signatures: read, or said to be unreadable. With a digest that is not the program's it is refused, with
+/// the right one beside; and nothing else is ever said to be the program's.
+pub fn signature(data: &[u8]) {
+    let file = [&program(data.len())[..], data].concat();
+    match KernelFile::parse(file, Options::default()) {
+        Ok(_) => panic!("there is no kernel in it"),
+        Err(Error::NotWhatWasSigned {
+            algorithm,
+            expected,
+            found,
+        }) => {
+            let right = match algorithm {
+                "SHA-256" => program_digest::<sha2::Sha256>(),
+                "SHA-384" => program_digest::<sha2::Sha384>(),
+                _ => program_digest::<sha2::Sha512>(),
+            };
+            let right: String = right.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(found, right);
+            assert_ne!(found, expected);
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
 /// A stream of one kind, or an initramfs; the first byte says which. What comes out is bounded, and plain archives
 /// come out as they are, whatever zeros lie between them.
 pub fn streams(data: &[u8]) {

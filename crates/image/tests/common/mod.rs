@@ -118,3 +118,104 @@ pub(crate) fn packed() -> Vec<u8> {
     }
     image
 }
+
+/// A kernel with a PE header: the head of a real one, with sections of 64 and 32 KiB.
+pub(crate) fn small_efi() -> Vec<u8> {
+    let fixture = FIXTURES
+        .iter()
+        .find(|fixture| fixture.name == "6.1")
+        .unwrap();
+    let mut image = packed();
+    image[..fixture.head.len()].copy_from_slice(fixture.head);
+    image[0x1000..0x1010].fill(0);
+    image.resize(SMALL_EFI_BYTES, 0x5a);
+    put(&mut image, 4, &0x1400_3fff_u32.to_le_bytes());
+    put_entry(&mut image, 0x1_0000);
+    let optional = 0x40 + 24;
+    let sections = optional + 160;
+    for (offset, value) in [
+        (16, 0x3_0000_u32),
+        // SizeOfImage, CheckSum, no signature.
+        (optional + 56, 0x3_0000),
+        (optional + 64, 0),
+        (SMALL_EFI_DIRECTORY, 0),
+        (SMALL_EFI_DIRECTORY + 4, 0),
+        (sections + 8, 0x1_0000),
+        (sections + 16, 0x1_0000),
+        (sections + 40 + 8, 0x1_0000),
+        (sections + 40 + 12, 0x2_0000),
+        (sections + 40 + 16, 0x8000),
+        (sections + 40 + 20, 0x2_0000),
+    ] {
+        put(&mut image, offset, &value.to_le_bytes());
+    }
+    image
+}
+
+/// Length of [`small_efi`], bytes.
+pub(crate) const SMALL_EFI_BYTES: usize = 0x2_8000;
+/// Offset of the entry of its data directory that says where the signature is, bytes.
+pub(crate) const SMALL_EFI_DIRECTORY: usize = 0x40 + 24 + 112 + 4 * 8;
+
+/// An EFI program with these sections.
+pub(crate) fn pe(machine: u16, sections: &[(&[u8], &[u8])]) -> Vec<u8> {
+    const ALIGNMENT: usize = 0x200;
+    let mut file = vec![0; 0x1000];
+    put(&mut file, 0, b"MZ");
+    put(&mut file, 0x3c, &0x80_u32.to_le_bytes());
+    put(&mut file, 0x80, b"PE\0\0");
+    put(&mut file, 0x84, &machine.to_le_bytes());
+    put(
+        &mut file,
+        0x86,
+        &u16::try_from(sections.len()).unwrap().to_le_bytes(),
+    );
+    put(&mut file, 0x94, &240_u16.to_le_bytes());
+    put(&mut file, 0x98, &0x20b_u16.to_le_bytes());
+    for (offset, value) in [(32, 0x1000_u32), (36, 0x200), (60, 0x1000), (108, 16)] {
+        put(&mut file, 0x98 + offset, &value.to_le_bytes());
+    }
+    for (index, (name, content)) in sections.iter().enumerate() {
+        let header = 0x98 + 240 + 40 * index;
+        let raw = content.len().next_multiple_of(ALIGNMENT);
+        let start = file.len();
+        let word = |value: usize| u32::try_from(value).unwrap().to_le_bytes();
+        put(&mut file, header, name);
+        put(&mut file, header + 8, &word(content.len()));
+        put(&mut file, header + 12, &word(start));
+        put(&mut file, header + 16, &word(raw));
+        put(&mut file, header + 20, &word(start));
+        file.extend_from_slice(content);
+        file.resize(start + raw, 0);
+    }
+    file
+}
+
+pub(crate) fn uki(linux: &[u8]) -> Vec<u8> {
+    pe(
+        0xaa64,
+        &[
+            (b".text", b"code"),
+            (b".osrel", b"ID=debian\n"),
+            (b".cmdline", b"console=ttyAMA0 x=\"a  b\"\n\0"),
+            (b".linux", linux),
+            (b".initrd", b"the initrd"),
+            (b".dtb", b"the tree"),
+        ],
+    )
+}
+
+/// Numbers that a seed repeats.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// A number below `limit`, by splitmix64.
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^= word >> 31;
+        usize::try_from(word % u64::try_from(limit).unwrap()).unwrap()
+    }
+}

@@ -1,0 +1,228 @@
+//! Signatures for Secure Boot, as far as they say that a file is whole.
+//!
+//! Nothing in an `Image` covers its body: a flipped bit in its code boots, and what it does then nobody knows. But
+//! distributions sign their kernels, and people their UKIs, with Authenticode ("Windows Authenticode Portable Executable
+//! Signature Format"): a digest over all of the file but the two fields that signing changes, inside a certificate table
+//! at its end. The digest is compared here, so that such a file is known to be whole in whatever it came: a plain
+//! `Image`, an older lz4 frame, a `vmlinux`, a UKI.
+//!
+//! Who signed it is *not* checked: that needs the keys that this machine trusts, and is what `kexec_file_load` with
+//! CONFIG_KEXEC_SIG is for. Somebody who changes a kernel on purpose can take its signature off as well.
+//!
+//! Rejected: the CheckSum of the PE header. Most signers and `objcopy` set it, ukify leaves what its stub had, and
+//! no firmware compares it: a wrong one says nothing.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use authenticode::{AttributeCertificateIterator, PeOffsetError, PeOffsets, PeTrait};
+use object::LittleEndian;
+use object::pe;
+use object::read::pe::ImageNtHeaders;
+use sha2::Digest;
+
+use crate::Error;
+
+/// Signatures of one file that are looked at. Each may want a digest over all of it.
+const MAX_SIGNATURES: usize = 8;
+/// Sections that an EFI program may have: UKIs have some twenty.
+const MAX_SECTIONS: usize = 96;
+
+/// Offset of CheckSum in the optional header, and its length, bytes (PE Format, "Optional Header").
+const CHECKSUM: Range<usize> = 64..68;
+/// From the optional header to the data directories, bytes (PE32+).
+const DIRECTORIES_BYTES: usize = 112;
+const DIRECTORY_BYTES: usize = 8;
+
+/// What the signatures of a file say about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Signed {
+    /// It has none.
+    No,
+    /// It is what was signed, by whomever.
+    Whole,
+    /// It has one that cannot be read, or only such as have a digest that is not known here: the reason.
+    Unknown(String),
+}
+
+/// What is needed of an EFI program to take its digest.
+struct Program<'a> {
+    /// Up to the end of the certificate table: containers pad.
+    data: &'a [u8],
+    sections: Vec<Range<usize>>,
+    certificates: Range<usize>,
+    offsets: PeOffsets,
+}
+
+impl<'a> Program<'a> {
+    /// `None` if it is no EFI program, or has no signature.
+    fn read(file: &'a [u8]) -> Option<Self> {
+        let dos = pe::ImageDosHeader::parse(file).ok()?;
+        let mut offset = u64::from(dos.nt_headers_offset());
+        let optional = usize::try_from(dos.nt_headers_offset())
+            .ok()?
+            .checked_add(size_of::<u32>() + size_of::<pe::ImageFileHeader>())?;
+        let (headers, directories) = pe::ImageNtHeaders64::parse(file, &mut offset).ok()?;
+        let security = directories.get(pe::IMAGE_DIRECTORY_ENTRY_SECURITY)?;
+        let certificates = range(
+            security.virtual_address.get(LittleEndian),
+            security.size.get(LittleEndian),
+        )?;
+        if certificates.is_empty() {
+            return None;
+        }
+        let sections = headers.sections(file, offset).ok()?;
+        let sections = sections
+            .iter()
+            .take(MAX_SECTIONS)
+            .map(|section| {
+                range(
+                    section.pointer_to_raw_data.get(LittleEndian),
+                    section.size_of_raw_data.get(LittleEndian),
+                )
+            })
+            .collect::<Option<Vec<_>>>()?;
+        let security_data_dir = optional.checked_add(
+            DIRECTORIES_BYTES + DIRECTORY_BYTES * pe::IMAGE_DIRECTORY_ENTRY_SECURITY,
+        )?;
+        Some(Self {
+            data: file.get(..certificates.end).unwrap_or(file),
+            sections,
+            certificates,
+            offsets: PeOffsets {
+                check_sum: optional.checked_add(CHECKSUM.start)?,
+                after_check_sum: optional.checked_add(CHECKSUM.end)?,
+                security_data_dir,
+                after_security_data_dir: security_data_dir.checked_add(DIRECTORY_BYTES)?,
+                after_header: usize::try_from(
+                    headers.optional_header.size_of_headers.get(LittleEndian),
+                )
+                .ok()?,
+            },
+        })
+    }
+
+    /// The digest by one algorithm.
+    fn digest<D: Digest>(&self) -> Result<Vec<u8>, PeOffsetError> {
+        let mut digest = Taken(D::new());
+        authenticode::authenticode_digest(self, &mut digest)?;
+        Ok(digest.0.finalize().to_vec())
+    }
+}
+
+fn range(start: u32, size: u32) -> Option<Range<usize>> {
+    let start = usize::try_from(start).ok()?;
+    Some(start..start.checked_add(usize::try_from(size).ok()?)?)
+}
+
+/// A digest of sha2's, for a crate that was written for the version of its traits before.
+struct Taken<D>(D);
+
+impl<D: Digest> digest_0_10::Update for Taken<D> {
+    fn update(&mut self, data: &[u8]) {
+        self.0.update(data);
+    }
+}
+
+impl PeTrait for Program<'_> {
+    fn data(&self) -> &[u8] {
+        self.data
+    }
+
+    fn num_sections(&self) -> usize {
+        self.sections.len()
+    }
+
+    fn section_data_range(&self, index: usize) -> Result<Range<usize>, PeOffsetError> {
+        let section = index
+            .checked_sub(1)
+            .and_then(|index| self.sections.get(index));
+        section.cloned().ok_or(PeOffsetError)
+    }
+
+    fn certificate_table_range(&self) -> Result<Option<Range<usize>>, PeOffsetError> {
+        Ok(Some(self.certificates.clone()))
+    }
+
+    fn offsets(&self) -> Result<PeOffsets, PeOffsetError> {
+        Ok(self.offsets.clone())
+    }
+}
+
+/// Compares a file with the digests in its signatures.
+///
+/// # Errors
+/// [`Error::NotWhatWasSigned`] where one of them is another; [`Error::Truncated`] where the signatures are cut off.
+pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
+    let Some(program) = Program::read(file) else {
+        return Ok(Signed::No);
+    };
+    if program.certificates.end > file.len() {
+        return Err(Error::Truncated {
+            file_bytes: file.len(),
+            needed_bytes: u64::try_from(program.certificates.end).unwrap_or(u64::MAX),
+            what: "signature",
+        });
+    }
+    let unreadable = |reason: String| Ok(Signed::Unknown(reason));
+    let certificates = match AttributeCertificateIterator::new(&program) {
+        Ok(Some(certificates)) => certificates,
+        Ok(None) => return Ok(Signed::No),
+        Err(error) => return unreadable(error.to_string()),
+    };
+    let mut is_whole = false;
+    let mut reason = "there is none in its table".to_owned();
+    for certificate in certificates.take(MAX_SIGNATURES) {
+        let signature = certificate
+            .map_err(|error| error.to_string())
+            .and_then(|certificate| {
+                certificate
+                    .get_authenticode_signature()
+                    .map_err(|error| error.to_string())
+            });
+        let signature = match signature {
+            Ok(signature) => signature,
+            Err(error) => {
+                reason = error;
+                continue;
+            }
+        };
+        // RFC 5754, section 2.
+        let (algorithm, found) = match signature.digest_algorithm().oid.to_string().as_str() {
+            "2.16.840.1.101.3.4.2.1" => ("SHA-256", program.digest::<sha2::Sha256>()),
+            "2.16.840.1.101.3.4.2.2" => ("SHA-384", program.digest::<sha2::Sha384>()),
+            "2.16.840.1.101.3.4.2.3" => ("SHA-512", program.digest::<sha2::Sha512>()),
+            other => {
+                reason = format!("its digest is of an unknown kind, {other}");
+                continue;
+            }
+        };
+        let expected = signature.digest();
+        match found {
+            Ok(found) if found == expected => is_whole = true,
+            found => {
+                return Err(Error::NotWhatWasSigned {
+                    algorithm,
+                    expected: hex(expected),
+                    found: found.map_or_else(
+                        |_| "none: a section has no place".to_owned(),
+                        |found| hex(&found),
+                    ),
+                });
+            }
+        }
+    }
+    Ok(if is_whole {
+        Signed::Whole
+    } else {
+        Signed::Unknown(reason)
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // A text takes everything.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

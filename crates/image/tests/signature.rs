@@ -1,0 +1,203 @@
+//! What a signature says about the file around it. `fixtures/formats/*.signed.gz` are signed by sbsign, which takes the
+//! digest with code of its own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
+
+mod common;
+
+use common::{Random, SMALL_EFI_BYTES, SMALL_EFI_DIRECTORY, pe, put, small_efi, uki};
+use kleap_image::{Compression, Error, Kernel, KernelFile, Options};
+
+/// From the beginning of the table to the signature itself, bytes.
+const CERTIFICATE_HEADER_BYTES: usize = 8;
+
+fn signed(bytes: &[u8]) -> Vec<u8> {
+    Compression::Gzip.decompress(bytes, 1 << 20).unwrap()
+}
+
+fn signed_image() -> Vec<u8> {
+    signed(include_bytes!("fixtures/formats/Image.signed.gz"))
+}
+
+fn signed_uki() -> Vec<u8> {
+    signed(include_bytes!("fixtures/formats/uki.signed.gz"))
+}
+
+fn is_not_what_was_signed(error: &Error) -> bool {
+    matches!(error, Error::NotWhatWasSigned { algorithm: "SHA-256", expected, found }
+        if expected.len() == 64 && found != expected)
+}
+
+/// What was signed: with `KLEAP_TEST_WRITE` it is written there, for the tool.
+#[test]
+fn the_signed_files_are_these() {
+    let (image, uki) = (small_efi(), uki(&small_efi()));
+    if let Some(path) = std::env::var_os("KLEAP_TEST_WRITE") {
+        let path = std::path::PathBuf::from(path);
+        std::fs::write(path.join("Image"), &image).expect("written");
+        std::fs::write(path.join("uki"), &uki).expect("written");
+        return;
+    }
+    let kernel = Kernel::parse(image.clone()).expect("a kernel");
+    assert!(!kernel.is_as_signed());
+    for (what, plain, signed) in [("Image", image, signed_image()), ("uki", uki, signed_uki())] {
+        let differences: Vec<usize> = (0..plain.len())
+            .filter(|at| plain[*at] != signed[*at])
+            .collect();
+        assert!(signed.len() > plain.len(), "{what}");
+        assert!(
+            differences.len() <= 12,
+            "{what}: signing changes more than the checksum and the table's place: {differences:x?}"
+        );
+    }
+}
+
+#[test]
+fn a_signed_kernel_is_taken() {
+    let kernel = Kernel::parse(signed_image()).expect("a kernel");
+    assert!(kernel.is_as_signed());
+    let found = KernelFile::parse(signed_uki(), Options::default()).expect("a UKI");
+    assert_eq!(
+        found.remarks,
+        ["it is what was signed; who signed it is not checked"]
+    );
+    // Containers pad.
+    let mut padded = signed_image();
+    padded.resize(padded.len() + 200, 0);
+    assert!(Kernel::parse(padded).expect("a kernel").is_as_signed());
+}
+
+#[test]
+fn no_bit_may_change() {
+    let file = signed_image();
+    let mut random = Random(7);
+    let header = (0..0x200 * 8).map(|bit| (bit / 8, bit % 8));
+    let body = (0..300).map(|_| (random.below(SMALL_EFI_BYTES), random.below(8)));
+    let edges = [0x1_0000, 0x1_ffff, 0x2_0000, SMALL_EFI_BYTES - 1].map(|at| (at, 7));
+    let (mut refused, mut taken) = (0, Vec::new());
+    for (at, bit) in header.chain(body.collect::<Vec<_>>()).chain(edges) {
+        let mut damaged = file.clone();
+        damaged[at] ^= 1 << bit;
+        match Kernel::parse(damaged) {
+            Err(error) => {
+                assert!(
+                    at < 0x200 || is_not_what_was_signed(&error),
+                    "byte {at:#x}: {error}"
+                );
+                refused += 1;
+            }
+            Ok(kernel) => {
+                // Without the table's place nothing is signed; the checksum is not part of what is.
+                let checksum = 0x40 + 24 + 64;
+                let directories = 0x40 + 24 + 108..0x40 + 24 + 112;
+                let directory = SMALL_EFI_DIRECTORY..SMALL_EFI_DIRECTORY + 8;
+                assert!(
+                    (checksum..checksum + 4).contains(&at)
+                        || ((directories.contains(&at) || directory.contains(&at))
+                            && !kernel.is_as_signed()),
+                    "bit {bit} of byte {at:#x}"
+                );
+                taken.push(at);
+            }
+        }
+    }
+    assert!(refused > 4_000, "{refused} refused, taken: {taken:x?}");
+}
+
+#[test]
+fn what_is_cut_is_refused() {
+    let file = signed_image();
+    for length in [
+        file.len() - 1,
+        SMALL_EFI_BYTES + CERTIFICATE_HEADER_BYTES,
+        SMALL_EFI_BYTES,
+    ] {
+        let error = Kernel::parse(file[..length].to_vec()).expect_err("cut");
+        assert!(matches!(error, Error::Truncated { .. }), "{error}");
+    }
+}
+
+/// The kernel inside a container is looked at as well, and the container as a whole.
+#[test]
+fn what_is_inside_is_looked_at() {
+    let inside = signed_image();
+    let file = uki(&inside);
+    let at = file
+        .windows(64)
+        .position(|window| window == &inside[..64])
+        .expect("as it is");
+    assert!(Kernel::parse(file.clone()).expect("whole").is_as_signed());
+    let mut damaged = file;
+    damaged[at + 0x1_2345] ^= 4;
+    assert!(is_not_what_was_signed(
+        &Kernel::parse(damaged).expect_err("damaged")
+    ));
+
+    let file = signed_uki();
+    let at = file
+        .windows(14)
+        .position(|window| window == b"the initrd\0\0\0\0")
+        .expect("as it is");
+    let mut damaged = file;
+    damaged[at] = b'T';
+    let error = Kernel::parse(damaged).expect_err("another initrd");
+    assert!(is_not_what_was_signed(&error), "{error}");
+    assert!(error.to_string().contains("sbattach --remove"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_read_says_nothing() {
+    // In the middle of the signature, its length, its kind, its algorithm.
+    let (file, table) = (signed_image(), SMALL_EFI_BYTES);
+    let algorithm = file
+        .windows(11)
+        .position(|window| window == b"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01")
+        .expect("SHA-256");
+    for at in [table, table + 6, table + 9, table + 20, algorithm + 10] {
+        let mut damaged = file.clone();
+        damaged[at] ^= 0x40;
+        let kernel = Kernel::parse(damaged).unwrap_or_else(|error| panic!("{at:#x}: {error}"));
+        assert!(!kernel.is_as_signed(), "{at:#x}");
+    }
+    let mut uki = signed_uki();
+    let length = uki.len();
+    let size = u32::from_le_bytes(uki[0x98 + 148..0x98 + 152].try_into().unwrap());
+    let table = length - usize::try_from(size).unwrap();
+    uki[table + 12] ^= 0x40;
+    let found = KernelFile::parse(uki, Options::default()).expect("a UKI");
+    assert!(
+        found.remarks[0].starts_with("its signature is not checked: "),
+        "{:?}",
+        found.remarks
+    );
+}
+
+/// A table anywhere, of any length, in a file with any sections: an answer, in bounded time.
+#[test]
+fn nothing_panics() {
+    let mut random = Random(11);
+    let file = signed_image();
+    for _ in 0..2_000 {
+        let mut damaged = file.clone();
+        for _ in 0..=random.below(3) {
+            let at = match random.below(3) {
+                0 => 0x40 + random.below(0x140),
+                1 => SMALL_EFI_DIRECTORY + random.below(8),
+                _ => SMALL_EFI_BYTES + random.below(file.len() - SMALL_EFI_BYTES),
+            };
+            damaged[at] = u8::try_from(random.below(256)).unwrap();
+        }
+        if let Err(error) = Kernel::parse(damaged) {
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    // No section at all, and a table over the headers.
+    let mut empty = pe(0xaa64, &[]);
+    put(&mut empty, 0x98 + 144, &[8, 0, 0, 0, 0, 1, 0, 0]);
+    assert!(Kernel::parse(empty).is_err());
+}
