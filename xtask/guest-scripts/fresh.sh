@@ -1,5 +1,5 @@
-# A machine that was just booted, with $percent percent of the payload available: nothing may be moved. What
-# was moved is judged outside, by the second kernel's report.
+# A machine that was just booted, with $percent percent of the payload available, because it has no more or because
+# the rest is $filled: nothing may be moved. What was moved is judged outside, by the second kernel's report.
 
 # The root of these rows is a ramfs, whose pages cannot be moved, unlike those of files elsewhere.
 mkdir -p /mnt
@@ -10,8 +10,21 @@ done
 image=/mnt/Image
 initrd=/mnt/initrd
 payload=$(($(stat -c %s $image) + $(stat -c %s $initrd)))
-available=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))
-found=$((available * 100 / payload))
+available() {
+    echo $(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))
+}
+if [ "$filled" = yes ]; then
+    # All but that much is in use, as on a machine that has work to do.
+    megabytes=$((($(available) - payload * percent / 100) / 1048576))
+    dd if=/dev/zero of=/mnt/work bs=1M count=$megabytes 2>/dev/null || finish fail "cannot fill $megabytes MiB"
+fi
+# What the boot and the copies have freed becomes available a little later.
+for second in 1 2 3 4 5 6 7 8 9 10; do
+    available=$(available)
+    found=$((available * 100 / payload))
+    [ $found -lt $((percent - 4)) ] || break
+    sleep 1
+done
 say "fresh payload_bytes=$payload available_bytes=$available percent=$found"
 # More than that would prove less, and less would prove more than was asked for.
 [ $found -ge $((percent - 12)) ] && [ $found -le $((percent + 12)) ] ||

@@ -270,6 +270,15 @@ pub(crate) fn rows() -> Vec<Row> {
             rows.push(row);
         }
     }
+    // The same payload on a machine of a usual size, most of which is in use.
+    for (first, kind) in [("6.1", EL2_A57), ("6.12-16k", VHE_N1)] {
+        let mut row = fresh(first, kind, 100_000_000, 200, 1024);
+        row.name = format!("stress/fresh/{first}/100M/200-of-1024M");
+        row.script = script(FRESH, "percent=200 filled=yes");
+        // With 16K pages, what single CPUs keep of the memory that the load itself has freed can lie in the way.
+        row.nothing_moved = first == "6.1";
+        rows.push(row);
+    }
     for first in ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud"] {
         for online in ["online_movable", "online_kernel"] {
             rows.push(hotplug(first, online, false));

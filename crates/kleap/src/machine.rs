@@ -367,7 +367,10 @@ pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
         command_line: &facts::command_line()?,
         total_bytes: memory.total_bytes,
         // Tables are not movable.
-        available_bytes: memory.available_bytes.saturating_sub(memory.cma_free_bytes),
+        available_bytes: memory
+            .available_bytes
+            .saturating_sub(memory.cma_free_bytes)
+            .saturating_sub(facts::watermark_boost_bytes()),
     };
     kexec_cost::predict(&input)
         .map(KexecCost)

@@ -76,8 +76,9 @@ const TABLES_AMONG_BLOCKS: u64 = 16;
 const EXACT_WITHIN_TABLES: u64 = 8;
 
 /// Memory that must remain available after the system call, bytes; on a small machine,
-/// [`MIN_REMAINING_SMALL_SHARE`].
-pub const MIN_REMAINING_BYTES: u64 = 64 << 20;
+/// [`MIN_REMAINING_SMALL_SHARE`]. What is left to do takes a few MiB; and a load leaves no more than that either, so
+/// more would be a refusal at the moment of the reboot.
+pub const MIN_REMAINING_BYTES: u64 = 16 << 20;
 /// This share of all memory, where that is less than [`MIN_REMAINING_BYTES`]: one part in so many.
 pub const MIN_REMAINING_SMALL_SHARE: u64 = 16;
 /// Or this share of all memory, if that is more: one part in so many. `MemAvailable` is an estimate, and the

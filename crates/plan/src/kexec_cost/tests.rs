@@ -479,9 +479,9 @@ fn what_does_not_fit_is_refused() {
         }
     }
     // A small machine keeps the fixed amount.
-    let ram = virt(GIB);
+    let ram = virt(512 * MIB);
     input.system_ram = &ram;
-    input.total_bytes = GIB;
+    input.total_bytes = 512 * MIB;
     let needed = predict(&input).unwrap().bytes.at_most;
     input.available_bytes = needed + MIN_REMAINING_BYTES;
     assert_eq!(predict(&input).unwrap().refusal(), None);
@@ -491,15 +491,15 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn a_small_machine_keeps_a_smaller_rest() {
-    let ram = virt(320 * MIB);
+    let ram = virt(192 * MIB);
     let mut input = input("6.12.107", 4096, &ram);
     let needed = predict(&input).unwrap().bytes.at_most;
-    input.available_bytes = needed + 20 * MIB;
+    input.available_bytes = needed + 12 * MIB;
     assert_eq!(predict(&input).unwrap().refusal(), None);
     input.available_bytes -= 1;
     let cost = predict(&input).unwrap();
     let text = cost.refusal().unwrap().to_string();
-    assert!(text.contains("20 MiB must remain"), "{text}");
+    assert!(text.contains("12 MiB must remain"), "{text}");
 }
 
 #[test]
