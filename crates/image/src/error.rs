@@ -164,6 +164,15 @@ pub enum Error {
         /// Of the file.
         found: String,
     },
+    /// The file says that it has a signature for Secure Boot, and what is there is none.
+    #[error(
+        "the file's signature cannot be read ({reason}): the file is damaged, install it again; where the signature is \
+             meant to be like that, take it off (sbattach --remove)"
+    )]
+    Signature {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The two headers disagree about the size in memory.
     #[error(
         "the header's image_size is {image_size_bytes:#x}, but the PE header's SizeOfImage is \

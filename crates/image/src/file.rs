@@ -324,7 +324,7 @@ fn unpack(
         },
         other => other,
     })?;
-    // One that cannot be read says nothing: most kernels have none.
+    // One of another kind says nothing, as none does.
     let is_as_signed = signature::check(&image)? == Signed::Whole;
     Ok(Kernel {
         image,

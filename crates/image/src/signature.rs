@@ -15,7 +15,11 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use authenticode::{AttributeCertificateIterator, PeOffsetError, PeOffsets, PeTrait};
+use authenticode::{
+    AttributeCertificate, AttributeCertificateIterator, AuthenticodeSignature,
+    AuthenticodeSignatureParseError as ParseError, PeOffsetError, PeOffsets, PeTrait,
+    WIN_CERT_REVISION_2_0, WIN_CERT_TYPE_PKCS_SIGNED_DATA,
+};
 use object::LittleEndian;
 use object::pe;
 use object::read::pe::ImageNtHeaders;
@@ -27,6 +31,10 @@ use crate::Error;
 const MAX_SIGNATURES: usize = 8;
 /// Sections that an EFI program may have: UKIs have some twenty.
 const MAX_SECTIONS: usize = 96;
+
+/// Kinds of entries that are no Authenticode signatures (PE Format, "The Attribute Certificate Table"; UEFI, section
+/// 32.2.4: PKCS1.5 and by GUID).
+const OTHER_TYPES: [u16; 5] = [1, 3, 4, 0x0ef0, 0x0ef1];
 
 /// Offset of CheckSum in the optional header, and its length, bytes (PE Format, "Optional Header").
 const CHECKSUM: Range<usize> = 64..68;
@@ -41,7 +49,7 @@ pub(crate) enum Signed {
     No,
     /// It is what was signed, by whomever.
     Whole,
-    /// It has one that cannot be read, or only such as have a digest that is not known here: the reason.
+    /// It has only such as are of another kind, or with a digest of another kind: which.
     Unknown(String),
 }
 
@@ -152,7 +160,9 @@ impl PeTrait for Program<'_> {
 /// Compares a file with the digests in its signatures.
 ///
 /// # Errors
-/// [`Error::NotWhatWasSigned`] where one of them is another; [`Error::Truncated`] where the signatures are cut off.
+/// [`Error::NotWhatWasSigned`] where one of them is another; [`Error::Truncated`] where the signatures are cut off;
+/// [`Error::Signature`] where they are no signatures. If that were no error, damage that moves what follows it (in a
+/// compressed stream) would be taken, because it damages the signature as well.
 pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
     let Some(program) = Program::read(file) else {
         return Ok(Signed::No);
@@ -164,26 +174,18 @@ pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
             what: "signature",
         });
     }
-    let unreadable = |reason: String| Ok(Signed::Unknown(reason));
-    let certificates = match AttributeCertificateIterator::new(&program) {
-        Ok(Some(certificates)) => certificates,
-        Ok(None) => return Ok(Signed::No),
-        Err(error) => return unreadable(error.to_string()),
+    let unreadable = |error: &dyn std::fmt::Display| Error::Signature {
+        reason: error.to_string(),
     };
+    let certificates =
+        AttributeCertificateIterator::new(&program).map_err(|error| unreadable(&error))?;
     let mut is_whole = false;
     let mut reason = "there is none in its table".to_owned();
-    for certificate in certificates.take(MAX_SIGNATURES) {
-        let signature = certificate
-            .map_err(|error| error.to_string())
-            .and_then(|certificate| {
-                certificate
-                    .get_authenticode_signature()
-                    .map_err(|error| error.to_string())
-            });
-        let signature = match signature {
+    for certificate in certificates.into_iter().flatten().take(MAX_SIGNATURES) {
+        let signature = match read(&certificate.map_err(|error| unreadable(&error))?)? {
             Ok(signature) => signature,
-            Err(error) => {
-                reason = error;
+            Err(other) => {
+                reason = other;
                 continue;
             }
         };
@@ -217,6 +219,35 @@ pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
     } else {
         Signed::Unknown(reason)
     })
+}
+
+/// One entry of the table; why it is not looked at, where it is of another kind.
+fn read(
+    certificate: &AttributeCertificate<'_>,
+) -> Result<Result<AuthenticodeSignature, String>, Error> {
+    let unreadable = |reason: String| Err(Error::Signature { reason });
+    if certificate.revision != WIN_CERT_REVISION_2_0 {
+        return unreadable(format!("revision {:#06x}", certificate.revision));
+    }
+    match certificate.certificate_type {
+        WIN_CERT_TYPE_PKCS_SIGNED_DATA => {}
+        other if OTHER_TYPES.contains(&other) => return Ok(Err(format!("of type {other:#06x}"))),
+        other => return unreadable(format!("of type {other:#06x}")),
+    }
+    match AuthenticodeSignature::from_bytes(certificate.data) {
+        Ok(signature) => Ok(Ok(signature)),
+        Err(
+            error @ (ParseError::Empty
+            | ParseError::InvalidContentInfo(_)
+            | ParseError::InvalidContentType(_)
+            | ParseError::InvalidSignedData(_)
+            | ParseError::InvalidEncapsulatedContentType(_)
+            | ParseError::EmptyEncapsulatedContent
+            | ParseError::InvalidSpcIndirectDataContent(_)),
+        ) => unreadable(format!("{error:?}")),
+        // Well formed, and not as this library wants it.
+        Err(error) => Ok(Err(format!("{error:?}"))),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -151,24 +151,42 @@ fn what_is_inside_is_looked_at() {
 }
 
 #[test]
-fn what_cannot_be_read_says_nothing() {
-    // In the middle of the signature, its length, its kind, its algorithm.
+fn what_is_no_signature_is_refused() {
+    // Its length, its revision, its kind, in the middle of it.
+    let (file, table) = (signed_image(), SMALL_EFI_BYTES);
+    for at in [table, table + 5, table + 6, table + 9, table + 20] {
+        let mut damaged = file.clone();
+        damaged[at] ^= 0x40;
+        match Kernel::parse(damaged) {
+            Err(error) => assert!(matches!(error, Error::Signature { .. }), "{at:#x}: {error}"),
+            Ok(_) => panic!("taken with a damaged byte {at:#x}"),
+        }
+    }
+    // What follows a place is one byte further on, the table as well.
+    let mut moved = file;
+    moved.insert(0x1_2345, 0);
+    assert!(Kernel::parse(moved).is_err());
+}
+
+#[test]
+fn another_kind_says_nothing() {
+    // A signature by GUID, and a digest that is not known.
     let (file, table) = (signed_image(), SMALL_EFI_BYTES);
     let algorithm = file
         .windows(11)
         .position(|window| window == b"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x01")
         .expect("SHA-256");
-    for at in [table, table + 6, table + 9, table + 20, algorithm + 10] {
-        let mut damaged = file.clone();
-        damaged[at] ^= 0x40;
-        let kernel = Kernel::parse(damaged).unwrap_or_else(|error| panic!("{at:#x}: {error}"));
+    for (at, bytes) in [(table + 6, [0xf1, 0x0e]), (algorithm + 9, [2, 9])] {
+        let mut other = file.clone();
+        put(&mut other, at, &bytes);
+        let kernel = Kernel::parse(other).unwrap_or_else(|error| panic!("{at:#x}: {error}"));
         assert!(!kernel.is_as_signed(), "{at:#x}");
     }
     let mut uki = signed_uki();
     let length = uki.len();
     let size = u32::from_le_bytes(uki[0x98 + 148..0x98 + 152].try_into().unwrap());
     let table = length - usize::try_from(size).unwrap();
-    uki[table + 12] ^= 0x40;
+    put(&mut uki, table + 6, &[0xf1, 0x0e]);
     let found = KernelFile::parse(uki, Options::default()).expect("a UKI");
     assert!(
         found.remarks[0].starts_with("its signature is not checked: "),

@@ -66,12 +66,27 @@ impl Fixture {
         for word in image[0x1_0000..].as_chunks_mut::<4>().0 {
             *word = NOP.to_le_bytes();
         }
+        if let Some(table) = self.signature_offset() {
+            // The body is made up, and so is the signature: one of a kind that is not looked at.
+            let length = u32::try_from(self.file_bytes - table).unwrap();
+            put(&mut image, table, &length.to_le_bytes());
+            put(&mut image, table + 4, &[0, 2, 0xf1, 0x0e]);
+        }
         let branch = u32::from_le_bytes(image[4..8].try_into().unwrap());
         let target = 4 + 4 * usize::try_from(branch & 0x03ff_ffff).unwrap();
         put_entry(&mut image, target);
         put(&mut image, BANNER_OFFSET, self.banner.as_bytes());
         put(&mut image, BANNER_OFFSET + self.banner.len(), b"\n");
         image
+    }
+}
+
+impl Fixture {
+    /// Where the head says that the file's signature is, bytes from its beginning.
+    fn signature_offset(&self) -> Option<usize> {
+        let directory = 0x40 + 24 + 112 + 4 * 8;
+        let word = |at: usize| u32::from_le_bytes(self.head[at..at + 4].try_into().unwrap());
+        (word(directory + 4) != 0).then(|| usize::try_from(word(directory)).unwrap())
     }
 }
 
