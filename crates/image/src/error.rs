@@ -153,15 +153,16 @@ pub enum Error {
     },
     /// The file has a signature for Secure Boot, and is not what was signed.
     #[error(
-        "the file is not what was signed ({algorithm} {found}, in its signature {expected}): it is damaged, install it \
-             again; where it was changed on purpose, take the signature off (sbattach --remove)"
+        "the file is not what was signed ({algorithm} {}, in its signature {expected}): it is damaged, install it \
+             again; where it was changed on purpose, take its signatures off (sbattach --remove)",
+        if .found.is_empty() { "cannot be taken" } else { .found }
     )]
     NotWhatWasSigned {
         /// Of the digest.
         algorithm: &'static str,
         /// In the signature, in hexadecimal.
         expected: String,
-        /// Of the file.
+        /// Of the file, in hexadecimal; empty if its headers name bytes that are not there.
         found: String,
     },
     /// The file says that it has a signature for Secure Boot, and what is there is none.

@@ -37,7 +37,8 @@
 //!
 //! - The body of an `Image` without a signature is not verified: a flipped bit in its code is not noticed. It is in
 //!   most containers and compressed streams, by their checksums; not in a UKI, an ELF file, "lzma alone" and the older
-//!   lz4 frame, which have none. With a signature, as Debian's kernels have it, it is noticed in all of them.
+//!   lz4 frame (also in an EFI zboot), which have none. With a signature, as Debian's kernels have it, it is noticed
+//!   wherever the `Image` is in the file as it was signed; a `vmlinux` as it was linked has none.
 //! - A kernel built without `CONFIG_EFI` has no PE header: nothing in it says how long the file must
 //!   be, so a truncated one passes. Ship such kernels as gzip.
 //! - Parts of the header can be changed into another valid header: the page size (byte 24: used only to

@@ -29,8 +29,14 @@ use crate::Error;
 
 /// Signatures of one file that are looked at. Each may want a digest over all of it.
 const MAX_SIGNATURES: usize = 8;
-/// Sections that an EFI program may have: UKIs have some twenty.
+/// Sections that an EFI program may have (PE Format, "COFF File Header"): with more it is not looked at.
 const MAX_SECTIONS: usize = 96;
+/// Length of the table of signatures that is looked at, bytes. Debian's have 1,472, and each certificate of a chain
+/// adds one or two thousand. Sets in it are sorted, which takes the square of their length.
+const MAX_TABLE_BYTES: usize = 64 << 10;
+
+/// Longest digest, bytes: SHA-512.
+const MAX_DIGEST_BYTES: usize = 64;
 
 /// Kinds of entries that are no Authenticode signatures (PE Format, "The Attribute Certificate Table"; UEFI, section
 /// 32.2.4: PKCS1.5 and by GUID).
@@ -40,7 +46,10 @@ const OTHER_TYPES: [u16; 5] = [1, 3, 4, 0x0ef0, 0x0ef1];
 const CHECKSUM: Range<usize> = 64..68;
 /// From the optional header to the data directories, bytes (PE32+).
 const DIRECTORIES_BYTES: usize = 112;
+/// Length of one of them: address and size, bytes (PE Format, "Optional Header Data Directories").
 const DIRECTORY_BYTES: usize = 8;
+/// Entries of the table begin at multiples of this, bytes; its size may leave out what pads the last one.
+const ENTRY_ALIGNMENT_BYTES: usize = 8;
 
 /// What the signatures of a file say about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,10 +88,19 @@ impl<'a> Program<'a> {
         if certificates.is_empty() {
             return None;
         }
+        let padded = certificates.start
+            ..certificates
+                .end
+                .checked_next_multiple_of(ENTRY_ALIGNMENT_BYTES)?;
+        let certificates = if padded.end <= file.len() {
+            padded
+        } else {
+            certificates
+        };
         let sections = headers.sections(file, offset).ok()?;
         let sections = sections
             .iter()
-            .take(MAX_SECTIONS)
+            .filter(|section| section.size_of_raw_data.get(LittleEndian) != 0)
             .map(|section| {
                 range(
                     section.pointer_to_raw_data.get(LittleEndian),
@@ -110,11 +128,25 @@ impl<'a> Program<'a> {
         })
     }
 
-    /// The digest by one algorithm.
-    fn digest<D: Digest>(&self) -> Result<Vec<u8>, PeOffsetError> {
+    /// Whether everything that counts lies in the file, each byte once: what does not cannot be what was signed, and is
+    /// not worth reading many times over.
+    fn is_sound(&self) -> bool {
+        let counted_bytes = self
+            .sections
+            .iter()
+            .try_fold(self.offsets.after_header, |sum, section| {
+                sum.checked_add(section.len())
+            });
+        counted_bytes.is_some_and(|counted_bytes| counted_bytes <= self.certificates.start)
+    }
+
+    /// The digest by one algorithm; nothing if some of what counts is not there.
+    fn digest<D: Digest>(&self) -> Vec<u8> {
         let mut digest = Taken(D::new());
-        authenticode::authenticode_digest(self, &mut digest)?;
-        Ok(digest.0.finalize().to_vec())
+        match authenticode::authenticode_digest(self, &mut digest) {
+            Ok(()) => digest.0.finalize().to_vec(),
+            Err(PeOffsetError) => Vec::new(),
+        }
     }
 }
 
@@ -160,7 +192,7 @@ impl PeTrait for Program<'_> {
 /// Compares a file with the digests in its signatures.
 ///
 /// # Errors
-/// [`Error::NotWhatWasSigned`] where one of them is another; [`Error::Truncated`] where the signatures are cut off;
+/// [`Error::NotWhatWasSigned`] where none of them is right and one is another; [`Error::Truncated`] where the signatures are cut off;
 /// [`Error::Signature`] where they are no signatures. If that were no error, damage that moves what follows it (in a
 /// compressed stream) would be taken, because it damages the signature as well.
 pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
@@ -174,51 +206,74 @@ pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
             what: "signature",
         });
     }
+    if program.sections.len() > MAX_SECTIONS {
+        let reason = format!("{} sections", program.sections.len());
+        return Ok(Signed::Unknown(reason));
+    }
+    if program.certificates.len() > MAX_TABLE_BYTES {
+        let reason = format!("{} bytes of signatures", program.certificates.len());
+        return Ok(Signed::Unknown(reason));
+    }
     let unreadable = |error: &dyn std::fmt::Display| Error::Signature {
         reason: error.to_string(),
     };
     let certificates =
         AttributeCertificateIterator::new(&program).map_err(|error| unreadable(&error))?;
-    let mut is_whole = false;
+    let mut found = Digests::default();
+    let mut other = None;
     let mut reason = "there is none in its table".to_owned();
     for certificate in certificates.into_iter().flatten().take(MAX_SIGNATURES) {
         let signature = match read(&certificate.map_err(|error| unreadable(&error))?)? {
             Ok(signature) => signature,
-            Err(other) => {
-                reason = other;
+            Err(another_kind) => {
+                reason = another_kind;
                 continue;
             }
         };
-        // RFC 5754, section 2.
-        let (algorithm, found) = match signature.digest_algorithm().oid.to_string().as_str() {
-            "2.16.840.1.101.3.4.2.1" => ("SHA-256", program.digest::<sha2::Sha256>()),
-            "2.16.840.1.101.3.4.2.2" => ("SHA-384", program.digest::<sha2::Sha384>()),
-            "2.16.840.1.101.3.4.2.3" => ("SHA-512", program.digest::<sha2::Sha512>()),
-            other => {
-                reason = format!("its digest is of an unknown kind, {other}");
-                continue;
-            }
+        let algorithm = signature.digest_algorithm().oid.to_string();
+        let Some((algorithm, found)) = found.of(&program, &algorithm) else {
+            reason = format!("its digest is of an unknown kind, {algorithm}");
+            continue;
         };
         let expected = signature.digest();
-        match found {
-            Ok(found) if found == expected => is_whole = true,
-            found => {
-                return Err(Error::NotWhatWasSigned {
-                    algorithm,
-                    expected: hex(expected),
-                    found: found.map_or_else(
-                        |_| "none: a section has no place".to_owned(),
-                        |found| hex(&found),
-                    ),
-                });
-            }
+        // One is enough: somebody may have signed an earlier state of it, and that signature was left.
+        if found == expected {
+            return Ok(Signed::Whole);
+        }
+        if expected.len() <= MAX_DIGEST_BYTES {
+            other = Some(Error::NotWhatWasSigned {
+                algorithm,
+                expected: hex(expected),
+                found: hex(found),
+            });
         }
     }
-    Ok(if is_whole {
-        Signed::Whole
-    } else {
-        Signed::Unknown(reason)
-    })
+    other.map_or(Ok(Signed::Unknown(reason)), Err)
+}
+
+/// Digests of a program, each taken once.
+#[derive(Default)]
+struct Digests([Option<Vec<u8>>; 3]);
+
+impl Digests {
+    /// The digest by an algorithm (RFC 5754, section 2) and that one's name; `None` if it is not known here.
+    fn of(&mut self, program: &Program<'_>, algorithm: &str) -> Option<(&'static str, &[u8])> {
+        type Take<'a> = fn(&Program<'a>) -> Vec<u8>;
+        let (index, name, take): (usize, &str, Take<'_>) = match algorithm {
+            "2.16.840.1.101.3.4.2.1" => (0, "SHA-256", Program::digest::<sha2::Sha256>),
+            "2.16.840.1.101.3.4.2.2" => (1, "SHA-384", Program::digest::<sha2::Sha384>),
+            "2.16.840.1.101.3.4.2.3" => (2, "SHA-512", Program::digest::<sha2::Sha512>),
+            _ => return None,
+        };
+        let digest = self.0.get_mut(index)?.get_or_insert_with(|| {
+            if program.is_sound() {
+                take(program)
+            } else {
+                Vec::new()
+            }
+        });
+        Some((name, digest))
+    }
 }
 
 /// One entry of the table; why it is not looked at, where it is of another kind.
@@ -239,13 +294,9 @@ fn read(
         Err(
             error @ (ParseError::Empty
             | ParseError::InvalidContentInfo(_)
-            | ParseError::InvalidContentType(_)
-            | ParseError::InvalidSignedData(_)
-            | ParseError::InvalidEncapsulatedContentType(_)
-            | ParseError::EmptyEncapsulatedContent
-            | ParseError::InvalidSpcIndirectDataContent(_)),
+            | ParseError::InvalidContentType(_)),
         ) => unreadable(format!("{error:?}")),
-        // Well formed, and not as this library wants it.
+        // Inside it, this library may be stricter than who made it; and what is damaged there is the signature alone.
         Err(error) => Ok(Err(format!("{error:?}"))),
     }
 }

@@ -73,6 +73,113 @@ fn a_signed_kernel_is_taken() {
 }
 
 #[test]
+fn every_digest_is_known() {
+    for (name, bytes) in [
+        (
+            "SHA-384",
+            &include_bytes!("fixtures/formats/Image.sha384.signed.gz")[..],
+        ),
+        (
+            "SHA-512",
+            include_bytes!("fixtures/formats/Image.sha512.signed.gz"),
+        ),
+    ] {
+        let mut file = signed(bytes);
+        assert!(Kernel::parse(file.clone()).expect(name).is_as_signed());
+        file[0x1_2345] ^= 1;
+        let error = Kernel::parse(file).expect_err(name);
+        assert!(
+            matches!(error, Error::NotWhatWasSigned { algorithm, .. } if algorithm == name),
+            "{error}"
+        );
+    }
+}
+
+/// An entry of the table as it is, and one of an earlier state of the file.
+fn entries() -> (Vec<u8>, Vec<u8>) {
+    let entry = signed_image().split_off(SMALL_EFI_BYTES);
+    let mut stale = entry.clone();
+    let digest = stale
+        .windows(DIGEST_FOLLOWS.len())
+        .position(|window| window == DIGEST_FOLLOWS)
+        .expect("a digest")
+        + DIGEST_FOLLOWS.len();
+    stale[digest] ^= 1;
+    (entry, stale)
+}
+
+/// SHA-256 without parameters, and a text of 32 bytes.
+const DIGEST_FOLLOWS: &[u8] = b"\x60\x86\x48\x01\x65\x03\x04\x02\x01\x05\x00\x04\x20";
+
+fn with_table(table: &[u8]) -> Vec<u8> {
+    let mut file = signed_image();
+    file.truncate(SMALL_EFI_BYTES);
+    file.extend_from_slice(table);
+    let size = u32::try_from(table.len()).unwrap();
+    put(&mut file, SMALL_EFI_DIRECTORY + 4, &size.to_le_bytes());
+    file
+}
+
+/// Who signs what is signed already adds a signature.
+#[test]
+fn one_right_signature_is_enough() {
+    let (right, stale) = entries();
+    for (table, is_whole) in [
+        ([&right[..], &right].concat(), true),
+        ([&right[..], &stale].concat(), true),
+        ([&stale[..], &right].concat(), true),
+        ([&stale[..], &stale].concat(), false),
+    ] {
+        match Kernel::parse(with_table(&table)) {
+            Ok(kernel) => assert!(is_whole && kernel.is_as_signed()),
+            Err(error) => assert!(!is_whole && is_not_what_was_signed(&error), "{error}"),
+        }
+    }
+    // Beyond the eighth none is looked at.
+    let many = [stale.repeat(8), right].concat();
+    assert!(is_not_what_was_signed(
+        &Kernel::parse(with_table(&many)).expect_err("stale")
+    ));
+}
+
+/// The size in the directory may leave out what pads the last entry.
+#[test]
+fn a_table_may_end_without_padding() {
+    let (entry, _) = entries();
+    let length = u32::from_le_bytes(entry[..4].try_into().unwrap());
+    let mut padded = entry;
+    padded.extend_from_slice(&[0; 3]);
+    put(&mut padded, 0, &(length + 3).to_le_bytes());
+    let mut file = with_table(&[&padded[..], &[0; 5]].concat());
+    put(
+        &mut file,
+        SMALL_EFI_DIRECTORY + 4,
+        &(length + 3).to_le_bytes(),
+    );
+    assert!(Kernel::parse(file).expect("padded").is_as_signed());
+}
+
+/// What would take long to look at is not looked at.
+#[test]
+fn the_table_has_a_limit() {
+    let (entry, stale) = entries();
+    let mut long = stale;
+    long.resize((64 << 10) + 8, 0);
+    let length = u32::try_from(long.len()).unwrap();
+    put(&mut long, 0, &length.to_le_bytes());
+    let mut file = with_table(&long);
+    // The Image must not be longer than its memory.
+    put(&mut file, 16, &0x4_0000_u32.to_le_bytes());
+    put(&mut file, 0x40 + 24 + 56, &0x4_0000_u32.to_le_bytes());
+    assert!(!Kernel::parse(file).expect("too long").is_as_signed());
+    assert!(
+        Kernel::parse(with_table(&entry))
+            .expect("short")
+            .is_as_signed()
+    );
+}
+
+#[test]
 fn no_bit_may_change() {
     let file = signed_image();
     let mut random = Random(7);

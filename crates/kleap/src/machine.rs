@@ -2,7 +2,7 @@
 
 use crate::error::Failure;
 use crate::serial::{self, SerialSpec};
-use crate::{output, units};
+use crate::{output, place, units};
 use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
 use kleap_linux::consoles::{self, SerialKind};
@@ -12,6 +12,7 @@ use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
 use kleap_plan::{Device, Owned};
 use kleap_relocator::abi::{self, Lpis};
 use std::path::Path;
+use std::time::Instant;
 
 /// Whether there is a device tree at all: what is loaded is made of it, and commands lock it.
 pub(crate) fn check_device_tree() -> Result<(), Failure> {
@@ -353,8 +354,23 @@ fn uart_for_relocator(uart: &kleap_devicetree::Uart) -> Option<abi::Uart> {
 #[derive(Debug, Clone)]
 pub(crate) struct KexecCost(pub(crate) kleap_plan::KexecCost);
 
-/// Predicts it, from what the machine is now.
+/// Predicts it, from what the machine is now. Reserves that the kernel has raised are waited for where it does not fit
+/// beside them.
 pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
+    let began = Instant::now();
+    loop {
+        let cost = kexec_cost_now()?;
+        if cost.0.fits()
+            || facts::watermark_boost_bytes() == 0
+            || began.elapsed() >= place::RESERVES_WAIT
+        {
+            return Ok(cost);
+        }
+        std::thread::sleep(place::RESERVES_LOOK);
+    }
+}
+
+fn kexec_cost_now() -> Result<KexecCost, Failure> {
     let entries = iomem_entries()?;
     let (release, _) = facts::kernel_release();
     let memory = facts::memory()?;

@@ -183,6 +183,11 @@ impl<'a> Search<'a> {
             return Ok(0);
         }
         let came = self.store.supply(size_bytes, pages, self.node, set_aside)?;
+        if came > 0 && check_rest().is_err() {
+            // What there is already may do.
+            self.store.shrink(size_bytes, came, self.node)?;
+            return Ok(0);
+        }
         self.fill(size_bytes, came)?;
         Ok(came)
     }
@@ -260,10 +265,11 @@ impl<'a> Search<'a> {
             let missing = wanted.saturating_sub(probe.pages());
             let came = match missing.min(left_bytes / size_bytes) {
                 0 => 0,
-                pages => {
-                    let came = probe.grow(&mut self.pool(size_bytes), pages)?;
-                    came - self.put_back_too_much(probe, size_bytes)?
-                }
+                pages => match probe.grow(&mut self.pool(size_bytes), pages)? {
+                    // The last that came stay the last.
+                    0 => 0,
+                    came => came.saturating_sub(self.put_back_too_much(probe, size_bytes)?),
+                },
             };
             match self.layout_of(probe, size_bytes, strategy, Which::Lasting) {
                 Ok(layout) => return Ok(Some(layout)),
@@ -588,10 +594,12 @@ pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
 /// What must be left beside the pages, bytes: the rest of a load takes a few MiB (the holder's copy of this program,
 /// the note, tables), and where the kernel has nothing more to give it ends a process, most likely this one.
 const REST_BYTES: u64 = 16 << 20;
+/// Or this part of all memory, where that is less: half of what the search leaves at least.
+const REST_PART: u64 = 2 * MARGIN_PART;
 /// How long the kernel is given to lower reserves that it has raised; it does that as it frees memory in the background.
-const REST_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const RESERVES_WAIT: Duration = Duration::from_secs(2);
 /// How often it is asked meanwhile.
-const REST_LOOK: Duration = Duration::from_millis(20);
+pub(crate) const RESERVES_LOOK: Duration = Duration::from_millis(20);
 
 /// Refuses to go on where the pages in the pool have left too little to the kernel itself. Where it has raised its
 /// reserves, that passes, and is waited for.
@@ -605,16 +613,17 @@ pub(crate) fn check_rest() -> Result<(), Failure> {
         // The kernel's own cannot come from CMA.
         let left_bytes = memory.available_bytes.saturating_sub(memory.cma_free_bytes);
         let available_bytes = left_bytes.saturating_sub(facts::watermark_boost_bytes());
-        if available_bytes >= REST_BYTES {
+        let needed_bytes = REST_BYTES.min(memory.total_bytes / REST_PART);
+        if available_bytes >= needed_bytes {
             return Ok(());
         }
-        if left_bytes < REST_BYTES || began.elapsed() >= REST_WAIT {
+        if left_bytes < needed_bytes || began.elapsed() >= RESERVES_WAIT {
             return Err(Failure::Memory {
-                needed_bytes: REST_BYTES,
+                needed_bytes,
                 available_bytes,
             });
         }
-        std::thread::sleep(REST_LOOK);
+        std::thread::sleep(RESERVES_LOOK);
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Ledger {
     /// One entry for each size.
     #[serde(default)]
     pub(crate) pools: Vec<Added>,
-    /// What `vm.watermark_boost_factor` was, while it is 0 because a pool is being made larger.
+    /// What `vm.watermark_boost_factor` was, in 1/10000, while it is 0 because a pool is being made larger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boost_factor: Option<u64>,
 }
@@ -68,22 +68,6 @@ impl Ledger {
                 true
             }
         }
-    }
-
-    /// Lets the kernel raise its reserves again; says whether it was kept from it.
-    fn release_reserves(&mut self) -> bool {
-        let Some(factor) = self.boost_factor.take() else {
-            return false;
-        };
-        // Somebody else may have set it since.
-        if hugepages::watermark_boost_factor() == Some(0)
-            && let Err(error) = hugepages::set_watermark_boost_factor(factor)
-        {
-            output::warn(&format!(
-                "warning: {error}: vm.watermark_boost_factor was {factor}"
-            ));
-        }
-        true
     }
 
     pub(crate) fn entry(&mut self, page_size_bytes: u64, before: u64) -> &mut Added {
@@ -300,6 +284,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
+        self.release_reserves();
         let Some(loaded) = self.loaded()? else {
             return self.remove_all();
         };
@@ -325,6 +310,29 @@ impl Store {
             .map(|(pages, size)| (size, pages.len() as u64))
             .collect();
         self.balance(&held)
+    }
+
+    /// Lets the kernel raise its reserves again, if a load has kept it from that. What could not be put back stays noted,
+    /// for the next command.
+    fn release_reserves(&self) {
+        // Whether the note can be read is seen by whoever needs more of it.
+        let Ok(mut ledger) = self.ledger() else {
+            return;
+        };
+        let Some(factor) = ledger.boost_factor else {
+            return;
+        };
+        // Somebody else may have set it since.
+        let released = match hugepages::watermark_boost_factor() {
+            Some(0) => hugepages::set_watermark_boost_factor(factor).map_err(Failure::from),
+            _ => Ok(()),
+        };
+        ledger.boost_factor = None;
+        if let Err(error) = released.and_then(|()| write("pool.json", &ledger)) {
+            output::warn(&format!(
+                "warning: {error}: vm.watermark_boost_factor was {factor}"
+            ));
+        }
     }
 
     fn ledger(&self) -> Result<Ledger, Failure> {
@@ -357,7 +365,7 @@ impl Store {
             pool.shrink(free, kleap_linux::numa::boot_cpu_node())?;
             entry.added = added - free;
         }
-        if !ledger.release_reserves() && ledger.pools == before {
+        if ledger.pools == before {
             return Ok(());
         }
         write("pool.json", &ledger)
@@ -367,12 +375,13 @@ impl Store {
     /// persistent, a payload that a process of another mount namespace holds) becomes surplus by that, and
     /// goes back to the system by itself when it is released.
     fn settle(&self) -> Result<(), Failure> {
-        let mut ledger = match self.ledger() {
+        let ledger = match self.ledger() {
             Ok(ledger) => ledger,
             // What it said is lost; the rest can still be removed.
             Err(error @ Failure::State { .. }) => {
                 output::warn(&format!(
-                    "warning: {error}: huge pages that kleap added may stay in the pools of the system"
+                    "warning: {error}: huge pages that kleap added may stay in the pools of the system, and \
+                     vm.watermark_boost_factor may be 0"
                 ));
                 return Ok(());
             }
@@ -380,7 +389,6 @@ impl Store {
         };
         // No new note: the old one is removed next, and says nothing wrong until then, because no pool is made
         // smaller than it was before us.
-        ledger.release_reserves();
         for entry in &ledger.pools {
             let Ok(pool) = Pool::of_size(entry.page_size_bytes) else {
                 continue;
@@ -396,6 +404,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
+        self.release_reserves();
         self.take_back_early()?;
         for name in ["state.json", "state.json.new"] {
             remove_if_there(&path(name))?;

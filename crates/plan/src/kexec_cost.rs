@@ -76,8 +76,8 @@ const TABLES_AMONG_BLOCKS: u64 = 16;
 const EXACT_WITHIN_TABLES: u64 = 8;
 
 /// Memory that must remain available after the system call, bytes; on a small machine,
-/// [`MIN_REMAINING_SMALL_SHARE`]. What is left to do takes a few MiB; and a load leaves no more than that either, so
-/// more would be a refusal at the moment of the reboot.
+/// [`MIN_REMAINING_SMALL_SHARE`]. What is left to do takes a few MiB, and more would be a refusal at the moment of the
+/// reboot.
 pub const MIN_REMAINING_BYTES: u64 = 16 << 20;
 /// This share of all memory, where that is less than [`MIN_REMAINING_BYTES`]: one part in so many.
 pub const MIN_REMAINING_SMALL_SHARE: u64 = 16;
@@ -225,6 +225,13 @@ impl KexecCost {
     #[must_use]
     pub const fn is_exact(&self) -> bool {
         self.tables.at_most - self.tables.at_least <= EXACT_WITHIN_TABLES
+    }
+
+    /// Whether there is enough memory for the call at this moment.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        let does_not_fit = |hazard: &Hazard| matches!(hazard, Hazard::DoesNotFit { .. });
+        !self.hazards.iter().any(does_not_fit)
     }
 
     /// The first hazard because of which `kexec_load` must not be called.

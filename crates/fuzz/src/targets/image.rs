@@ -107,8 +107,10 @@ pub fn formats(data: &[u8]) {
     }
 }
 
-/// An EFI program of 1 KiB with one section, `.linux`, that is no kernel, and room for a table of signatures behind it.
-const PROGRAM_BYTES: usize = 0x400;
+/// An EFI program of 5 KiB with one section, `.linux`, a kernel without CONFIG_EFI, and room for a table of signatures behind
+/// it.
+const PROGRAM_BYTES: usize = 0x1400;
+const KERNEL: std::ops::Range<usize> = 0x200..PROGRAM_BYTES;
 const OPTIONAL_HEADER: usize = 0x98;
 const CHECKSUM: usize = OPTIONAL_HEADER + 64;
 const SIGNATURE_DIRECTORY: usize = OPTIONAL_HEADER + 112 + 4 * 8;
@@ -131,9 +133,18 @@ pub(crate) fn program(table_bytes: usize) -> Vec<u8> {
         (OPTIONAL_HEADER + 108, 16),
         (SIGNATURE_DIRECTORY, PROGRAM_BYTES),
         (SIGNATURE_DIRECTORY + 4, table_bytes),
-        (section + 8, 0x200),
-        (section + 16, 0x200),
-        (section + 20, 0x200),
+        (section + 8, KERNEL.len()),
+        (section + 16, KERNEL.len()),
+        (section + 20, KERNEL.start),
+        // nop, and a branch to bl, nop, mov x21, x0.
+        (KERNEL.start, 0xd503_201f),
+        (KERNEL.start + 4, 0x1400_03ff),
+        (KERNEL.start + 16, 0x2000),
+        (KERNEL.start + 24, 0xa),
+        (KERNEL.start + 56, 0x644d_5241),
+        (KERNEL.start + 0x1000, 0x9400_0002),
+        (KERNEL.start + 0x1004, 0xd503_201f),
+        (KERNEL.start + 0x1008, 0xaa00_03f5),
     ] {
         put(offset, &(word as u32).to_le_bytes());
     }
@@ -142,7 +153,7 @@ pub(crate) fn program(table_bytes: usize) -> Vec<u8> {
 
 /// Its digest, by the words of the format's specification.
 pub(crate) fn program_digest<D: sha2::Digest>() -> Vec<u8> {
-    let file = program(0);
+    let file = program(8);
     let mut digest = D::new();
     digest.update(&file[..CHECKSUM]);
     digest.update(&file[CHECKSUM + 4..SIGNATURE_DIRECTORY]);
@@ -150,12 +161,25 @@ pub(crate) fn program_digest<D: sha2::Digest>() -> Vec<u8> {
     digest.finalize().to_vec()
 }
 
-/// A table of signatures: read, or said to be unreadable. With a digest that is not the program's it is refused, with
-/// the right one beside; and nothing else is ever said to be the program's.
+/// A table of signatures. What is said to be what was signed has the program's digest in its table; what is refused
+/// as something else has not, and the right one is said beside.
 pub fn signature(data: &[u8]) {
     let file = [&program(data.len())[..], data].concat();
     match KernelFile::parse(file, Options::default()) {
-        Ok(_) => panic!("there is no kernel in it"),
+        Ok(found) => {
+            let is_whole = found
+                .remarks
+                .iter()
+                .any(|remark| remark == "it is what was signed; who signed it is not checked");
+            let has = |digest: &[u8]| data.windows(digest.len()).any(|window| window == digest);
+            assert!(
+                !is_whole
+                    || has(&program_digest::<sha2::Sha256>())
+                    || has(&program_digest::<sha2::Sha384>())
+                    || has(&program_digest::<sha2::Sha512>())
+            );
+            assert!(is_whole || data.is_empty() || found.remarks.len() == 1);
+        }
         Err(Error::NotWhatWasSigned {
             algorithm,
             expected,
@@ -279,6 +303,33 @@ pub fn gzip(data: &[u8]) {
                 error: StreamError::Damaged(_),
                 ..
             })
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seeds::{Sources, seeds};
+
+    /// Otherwise nothing would show that the target tells them apart.
+    #[test]
+    fn the_seeds_are_of_every_kind() {
+        let seeds = seeds(&Sources::default());
+        let parse = |name: &str| {
+            let seed = seeds
+                .iter()
+                .find(|seed| (seed.target, seed.name.as_str()) == ("signature", name))
+                .unwrap();
+            let file = [&program(seed.bytes.len())[..], &seed.bytes].concat();
+            KernelFile::parse(file, Options::default()).map(|found| found.remarks)
+        };
+        let whole = ["it is what was signed; who signed it is not checked".to_owned()];
+        assert_eq!(parse("seed-whole").unwrap(), whole);
+        assert_eq!(parse("seed-twice").unwrap(), whole);
+        assert!(matches!(
+            parse("seed-other"),
+            Err(Error::NotWhatWasSigned { .. })
         ));
     }
 }

@@ -467,6 +467,7 @@ fn what_does_not_fit_is_refused() {
     ] {
         input.available_bytes = available_bytes;
         let cost = predict(&input).unwrap();
+        assert_eq!(cost.fits(), fits);
         match cost.refusal() {
             None => assert!(fits, "{available_bytes}"),
             Some(hazard) => {
