@@ -25,8 +25,8 @@ use crate::{last_words, output, place, store, units};
 use kleap_devicetree::CrashBoot;
 use kleap_linux::{crash, facts, kexec};
 use kleap_memmap::iomem::{self, Entry};
-use kleap_memmap::{PhysRange, PhysRanges};
-use kleap_plan::core_header::{CoreHeaderInput, Mapped, core_header};
+use kleap_memmap::{Mapped, PhysRange, PhysRanges};
+use kleap_plan::core_header::{CoreHeaderInput, core_header};
 use kleap_plan::layout::{self, BASE_ALIGNMENT_BYTES, UNIT_MIN_BYTES};
 use kleap_plan::{Layout, Stage, StageInput, Strategy};
 use kleap_relocator::abi::Lpis;
@@ -72,13 +72,7 @@ fn headers(entries: &[Entry], reserved: &PhysRanges) -> Result<Vec<u8>, Failure>
     let text = iomem::labelled(entries, iomem::KERNEL_CODE)
         .union(&iomem::labelled(entries, iomem::KERNEL_DATA));
     let memory = iomem::all_system_ram(entries).difference(reserved);
-    let known: Vec<Mapped> = crash::mapped_memory()
-        .into_iter()
-        .map(|mapped| Mapped {
-            range: mapped.range,
-            virtual_start: mapped.virtual_start,
-        })
-        .collect();
+    let known = crash::mapped_memory();
     if known.is_empty() {
         output::warn(
             "warning: /proc/kcore cannot be read, so the core file will have no virtual addresses: makedumpfile does \

@@ -6,7 +6,7 @@
 
 use crate::Error;
 use crate::facts::{KCORE_PATH, elf};
-use kleap_memmap::{PhysAddr, PhysRange};
+use kleap_memmap::{Mapped, PhysAddr, PhysRange};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -95,19 +95,10 @@ pub fn vmcoreinfo_note_in(text: &str) -> Option<PhysRange> {
     note_range(address, u64::from_str_radix(digits, 16).ok())
 }
 
-/// A part of memory as `/proc/kcore` describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MappedMemory {
-    /// The memory.
-    pub range: PhysRange,
-    /// Virtual address of its first byte in the running kernel.
-    pub virtual_start: u64,
-}
-
 /// Every part of memory that `/proc/kcore` gives a physical address for, the kernel's own text among them. Empty
 /// where there is no such file or it may not be read (`CONFIG_PROC_KCORE`, CAP_SYS_RAWIO, lockdown).
 #[must_use]
-pub fn mapped_memory() -> Vec<MappedMemory> {
+pub fn mapped_memory() -> Vec<Mapped> {
     let Ok(file) = std::fs::File::open(KCORE_PATH) else {
         return Vec::new();
     };
@@ -123,14 +114,14 @@ pub fn mapped_memory() -> Vec<MappedMemory> {
 }
 
 /// The same, from a core file of which `part` reads what it is asked for.
-pub fn mapped_memory_in(mut part: impl FnMut(Range<u64>) -> Option<Vec<u8>>) -> Vec<MappedMemory> {
+pub fn mapped_memory_in(mut part: impl FnMut(Range<u64>) -> Option<Vec<u8>>) -> Vec<Mapped> {
     let table = part(0..elf::HEADER_BYTES)
         .and_then(|header| elf::program_headers(&header))
         .and_then(part)
         .unwrap_or_default();
     elf::load_segments(&table)
         .filter_map(|segment| {
-            Some(MappedMemory {
+            Some(Mapped {
                 range: PhysRange::from_size(
                     PhysAddr::new(segment.physical_start?),
                     segment.size_bytes,

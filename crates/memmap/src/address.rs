@@ -252,3 +252,12 @@ impl fmt::Debug for PhysRange {
         write!(f, "[{:#x}, {:#x})", self.start.0, self.end.0)
     }
 }
+
+/// Memory, and where the running kernel has mapped it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// The memory.
+    pub range: PhysRange,
+    /// Virtual address of its first byte.
+    pub virtual_start: u64,
+}

@@ -19,5 +19,5 @@ mod address;
 pub mod iomem;
 mod ranges;
 
-pub use address::{AddressError, PhysAddr, PhysRange};
+pub use address::{AddressError, Mapped, PhysAddr, PhysRange};
 pub use ranges::PhysRanges;

@@ -8,7 +8,7 @@
 //! Some tools find their way by vmcoreinfo alone (makedumpfile), others by the virtual addresses (vmcore-dmesg, gdb).
 //! Where `/proc/kcore` tells those they are written, and else left 0, as no load should fail for them.
 
-use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
+use kleap_memmap::{Mapped, PhysAddr, PhysRange, PhysRanges};
 use object::elf::{
     self, EM_AARCH64, ET_CORE, EV_CURRENT, FileFlags, FileHeader64, Ident, PF_R, PF_W, PF_X,
     PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64, ProgramType, SHN_UNDEF,
@@ -18,15 +18,6 @@ use object::{LittleEndian, U16, U32, U64};
 
 /// Most program headers: `e_phnum` has 16 bits, and 65,535 is `PN_XNUM`.
 pub const SEGMENTS_MAX: usize = 65_534;
-
-/// Memory, and where the running kernel has mapped it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mapped {
-    /// The memory.
-    pub range: PhysRange,
-    /// Virtual address of its first byte.
-    pub virtual_start: u64,
-}
 
 /// What a core file's headers are made from.
 #[derive(Debug, Clone)]
