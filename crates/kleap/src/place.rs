@@ -53,6 +53,12 @@ const MARGIN_PART: u64 = 32;
 const SEARCH_STEPS: u64 = 8;
 /// Where they can, each step is this part of what is there already, and so the steps are few.
 const PROBE_PART: u64 = 4;
+/// How long is looked for a better place than one that can be moved to, where moving is allowed. In fragmented memory
+/// that is nearly full the kernel takes a large part of a second to make one huge page, and what all of that
+/// saves is moved in milliseconds.
+const BETTER_WAIT: Duration = Duration::from_secs(10);
+/// Meanwhile so many bytes of pages are asked for at a time.
+const BETTER_STEP_BYTES: u64 = 32 << 20;
 /// How often pages that moved while they were pinned are laid out again.
 const PIN_TRIES: u32 = 4;
 
@@ -89,6 +95,8 @@ struct Search<'a> {
     /// Bytes of pages that lie where the next kernel finds no memory, as of the last look. Memory that was
     /// added since the boot is often what Linux hands out first.
     useless_bytes: Cell<u64>,
+    /// When looking for something better ends; not yet known before there is enough to hold the payload.
+    better_until: Option<Instant>,
 }
 
 impl<'a> Search<'a> {
@@ -275,9 +283,23 @@ impl<'a> Search<'a> {
                 Ok(layout) => return Ok(Some(layout)),
                 Err(error) if !may_grow_out_of(&error) => return Err(error.into()),
                 Err(_) if came == 0 && missing > 0 => return Ok(None),
-                Err(_) => wanted = probe.pages() + (probe.pages() / PROBE_PART).max(1),
+                Err(_) if self.strategy == Strategy::Auto && probe.pages() >= needed => {
+                    self.better_until
+                        .get_or_insert_with(|| Instant::now() + BETTER_WAIT);
+                    if self.is_late() {
+                        return Ok(None);
+                    }
+                }
+                Err(_) => {}
             }
+            wanted = probe.pages() + (probe.pages() / PROBE_PART).max(1);
         }
+    }
+
+    /// Whether it is time to be content with what was found.
+    fn is_late(&self) -> bool {
+        self.better_until
+            .is_some_and(|until| Instant::now() >= until)
     }
 
     /// Gives the pages that came last back to the system where what is left without them is too little; returns how many.
@@ -295,8 +317,11 @@ impl<'a> Search<'a> {
         let Ok(mut probe) = Probe::new(&mut self.pool(size_bytes)) else {
             return Ok(false);
         };
+        let began = Instant::now();
         let mut layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
-        if layout.is_none() && strategy == Strategy::InPlace {
+        // What took long once would take as long again.
+        let may_repeat = self.strategy != Strategy::Auto || began.elapsed() < BETTER_WAIT;
+        if layout.is_none() && strategy == Strategy::InPlace && may_repeat {
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
             probe.give_back(&mut self.pool(size_bytes))?;
@@ -370,6 +395,9 @@ impl<'a> Search<'a> {
                 self.trim(&layout)?;
             }
             for size in sizes.into_iter().filter(|size| *size > first_size) {
+                if self.is_late() {
+                    break;
+                }
                 let r = &self.requirements;
                 let image_bytes = r.text_offset_bytes.saturating_add(r.image_size_bytes);
                 let wanted = image_bytes.div_ceil(size) + r.initrd_bytes.div_ceil(size);
@@ -487,7 +515,20 @@ struct PoolOf<'search, 'a> {
 impl Supply for PoolOf<'_, '_> {
     fn grow(&mut self, pages: u64) -> Result<u64, Failure> {
         let search = &*self.search;
-        search.store.grow(self.size_bytes, pages, search.node)
+        if search.better_until.is_none() {
+            return search.store.grow(self.size_bytes, pages, search.node);
+        }
+        let step = (BETTER_STEP_BYTES / self.size_bytes).max(1);
+        let mut came = 0;
+        while came < pages && !search.is_late() {
+            let wanted = step.min(pages - came);
+            let more = search.store.grow(self.size_bytes, wanted, search.node)?;
+            came += more;
+            if more < wanted {
+                break;
+            }
+        }
+        Ok(came)
     }
 
     fn grow_from_larger(&mut self) -> Result<u64, Failure> {
@@ -704,6 +745,7 @@ pub(crate) fn find(
         most_bytes,
         share_bytes,
         useless_bytes: Cell::new(0),
+        better_until: None,
     };
     let mut layout = search.gather(needed_bytes)?;
     while let Err(failure) = try_stage(&layout) {
