@@ -97,6 +97,8 @@ struct Search<'a> {
     useless_bytes: Cell<u64>,
     /// When looking for something better ends; not yet known before there is enough to hold the payload.
     better_until: Option<Instant>,
+    /// Whether looking for pages once took so long that it is not done again.
+    is_slow: bool,
 }
 
 impl<'a> Search<'a> {
@@ -182,15 +184,19 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
-    fn take(&mut self, size_bytes: u64, pages: u64, set_aside: bool) -> Result<u64, Failure> {
+    /// How many of `pages` more pages of a size are within the limits.
+    fn at_most(&self, size_bytes: u64, pages: u64) -> u64 {
         let most_bytes = (self.most_bytes + self.useless_bytes.get()).min(self.share_bytes);
-        let most = most_bytes.saturating_sub(self.held_bytes) / size_bytes;
-        let pages = pages.min(most);
+        pages.min(most_bytes.saturating_sub(self.held_bytes) / size_bytes)
+    }
+
+    /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
+    fn take(&mut self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
+        let pages = self.at_most(size_bytes, pages);
         if pages == 0 {
             return Ok(0);
         }
-        let came = self.store.supply(size_bytes, pages, self.node, set_aside)?;
+        let came = self.store.grow(size_bytes, pages, self.node)?.min(pages);
         if came > 0 && check_rest().is_err() {
             // What there is already may do.
             self.store.shrink(size_bytes, came, self.node)?;
@@ -198,6 +204,16 @@ impl<'a> Search<'a> {
         }
         self.fill(size_bytes, came)?;
         Ok(came)
+    }
+
+    /// Takes up to `pages` pages that others have set aside, within the limits.
+    fn take_set_aside(&mut self, size_bytes: u64, pages: u64) -> Result<(), Failure> {
+        let pages = self.at_most(size_bytes, pages);
+        if pages == 0 {
+            return Ok(());
+        }
+        let others = self.store.set_aside(size_bytes, pages)?;
+        self.fill(size_bytes, others)
     }
 
     /// Moves so many pages from their pool into the payload: mapping them takes memory of the kernel's own, and where
@@ -319,9 +335,8 @@ impl<'a> Search<'a> {
         };
         let began = Instant::now();
         let mut layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
-        // What took long once would take as long again.
-        let may_repeat = self.strategy != Strategy::Auto || began.elapsed() < BETTER_WAIT;
-        if layout.is_none() && strategy == Strategy::InPlace && may_repeat {
+        self.is_slow = self.strategy == Strategy::Auto && began.elapsed() >= BETTER_WAIT;
+        if layout.is_none() && strategy == Strategy::InPlace && !self.is_slow {
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
             probe.give_back(&mut self.pool(size_bytes))?;
@@ -376,15 +391,19 @@ impl<'a> Search<'a> {
         let missing = needed_bytes
             .saturating_sub(self.held_bytes)
             .div_ceil(first_size);
-        let came = self.take(first_size, missing, false)?;
+        // If the kernel has tried that for long, it will again.
+        let came = match self.is_slow {
+            true => 0,
+            false => self.take(first_size, missing)?,
+        };
         // Pages that others have set aside, only where there is no other memory.
-        self.take(first_size, missing - came, true)?;
+        self.take_set_aside(first_size, missing - came)?;
         if !probed && let Some(layout) = self.take_and_look(first_size, needed_bytes)? {
             return Ok(layout);
         }
         for size in sizes.iter().rev().filter(|size| **size < first_size) {
             let missing_bytes = needed_bytes.saturating_sub(self.held_bytes);
-            self.take(*size, missing_bytes.div_ceil(*size), false)?;
+            self.take(*size, missing_bytes.div_ceil(*size))?;
         }
         if self.strategy != Strategy::Relocate {
             // With what is of no use given back, there may be room for something larger.
@@ -395,14 +414,14 @@ impl<'a> Search<'a> {
                 self.trim(&layout)?;
             }
             for size in sizes.into_iter().filter(|size| *size > first_size) {
-                if self.is_late() {
+                if self.is_slow || self.is_late() {
                     break;
                 }
                 let r = &self.requirements;
                 let image_bytes = r.text_offset_bytes.saturating_add(r.image_size_bytes);
                 let wanted = image_bytes.div_ceil(size) + r.initrd_bytes.div_ceil(size);
                 // One more: a run of several has to begin somewhere.
-                if self.take(size, wanted + u64::from(wanted > 2), false)? == 0 {
+                if self.take(size, wanted + u64::from(wanted > 2))? == 0 {
                     continue;
                 }
                 if let Ok(layout) = self.try_first()? {
@@ -438,7 +457,7 @@ impl<'a> Search<'a> {
         loop {
             // Twice as many each time where they are of no use: they end only when they are all ours.
             let useless = self.useless_bytes.get() / size_bytes;
-            let added = self.take(size_bytes, step.max(useless), false)?;
+            let added = self.take(size_bytes, step.max(useless))?;
             if added == 0 {
                 if compacted || !hugepages::compact_memory() {
                     return Ok(None);
@@ -746,6 +765,7 @@ pub(crate) fn find(
         share_bytes,
         useless_bytes: Cell::new(0),
         better_until: None,
+        is_slow: false,
     };
     let mut layout = search.gather(needed_bytes)?;
     while let Err(failure) = try_stage(&layout) {

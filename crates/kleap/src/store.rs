@@ -482,30 +482,16 @@ impl Store {
         })
     }
 
-    /// Sees to it that a pool has up to `more` pages to take, of `node` where it has some; returns how many, 0 if there are
-    /// no more to be had.
-    ///
-    /// With `set_aside`, pages that others have set aside count as well where no other memory is left.
-    pub(crate) fn supply(
-        &self,
-        page_size_bytes: u64,
-        more: u64,
-        node: Option<u32>,
-        set_aside: bool,
-    ) -> Result<u64, Failure> {
-        let mut added = self.grow(page_size_bytes, more, node)?.min(more);
-        if set_aside && added < more {
-            let pool = Pool::of_size(page_size_bytes)?;
-            let others = (more - added).min(pool.available()?.saturating_sub(added));
-            if others > 0 {
-                output::warn(&format!(
-                    "warning: using {} set aside before kleap, until unload",
-                    units::count(others, "huge page")
-                ));
-                added += others;
-            }
+    /// How many of up to `pages` pages a pool has that others have set aside, with a warning that they are going to be used.
+    pub(crate) fn set_aside(&self, page_size_bytes: u64, pages: u64) -> Result<u64, Failure> {
+        let others = pages.min(Pool::of_size(page_size_bytes)?.available()?);
+        if others > 0 {
+            output::warn(&format!(
+                "warning: using {} set aside before kleap, until unload",
+                units::count(others, "huge page")
+            ));
         }
-        Ok(added)
+        Ok(others)
     }
 
     /// Adds up to `pages` pages to a pool, from `node` where it has some; returns how many came.
