@@ -54,11 +54,14 @@ const SEARCH_STEPS: u64 = 8;
 /// Where they can, each step is this part of what is there already, and so the steps are few.
 const PROBE_PART: u64 = 4;
 /// How long is looked for a better place than one that can be moved to, where moving is allowed. In fragmented memory
-/// that is nearly full the kernel takes a large part of a second to make one huge page, and what all of that
-/// saves is moved in milliseconds.
+/// that is nearly full the kernel can take a large part of a second to make one huge page, and what all of that
+/// saves is moved in milliseconds. Compacting memory, once, comes on top: nothing stops it.
 const BETTER_WAIT: Duration = Duration::from_secs(10);
-/// Meanwhile so many bytes of pages are asked for at a time.
-const BETTER_STEP_BYTES: u64 = 32 << 20;
+/// Meanwhile at most so many bytes of pages are asked for at a time, because the kernel answers when it has tried all of
+/// them.
+const BETTER_STEP_BYTES: u64 = 8 << 20;
+/// And a single page, after a step that took longer than this.
+const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
 /// How often pages that moved while they were pinned are laid out again.
 const PIN_TRIES: u32 = 4;
 
@@ -537,15 +540,20 @@ impl Supply for PoolOf<'_, '_> {
         if search.better_until.is_none() {
             return search.store.grow(self.size_bytes, pages, search.node);
         }
-        let step = (BETTER_STEP_BYTES / self.size_bytes).max(1);
-        let mut came = 0;
+        let most = (BETTER_STEP_BYTES / self.size_bytes).max(1);
+        let (mut came, mut step) = (0, 1);
         while came < pages && !search.is_late() {
             let wanted = step.min(pages - came);
+            let began = Instant::now();
             let more = search.store.grow(self.size_bytes, wanted, search.node)?;
             came += more;
             if more < wanted {
                 break;
             }
+            step = match began.elapsed() < BETTER_STEP_WAIT {
+                true => most.min(step * 2),
+                false => 1,
+            };
         }
         Ok(came)
     }
