@@ -154,9 +154,15 @@ printf '\377\377\377\377' | dd of=/tmp/dtb bs=1 seek=200 conv=notrunc 2>/dev/nul
 printf '\377\377\377\377' | dd of=/tmp/dtb bs=1 seek=8 conv=notrunc 2>/dev/null
 expect 3 '/tmp/dtb' -- kleap load $image --dtb /tmp/dtb
 
-say "a kernel larger than memory"
-# 1 GiB of memory by its header, in both places where it is said, on a machine with less.
+say "a kernel that is not what was signed"
 cp $image /tmp/k
+printf 'x' | dd of=/tmp/k bs=1 seek=5000000 conv=notrunc 2>/dev/null
+expect 3 'not what was signed' -- kleap load /tmp/k
+
+say "a kernel larger than memory"
+# 1 GiB of memory by its header, in both places where it is said, on a machine with less; and no signature.
+cp $image /tmp/k
+printf '\0\0\0\0\0\0\0\0' | dd of=/tmp/k bs=1 seek=232 conv=notrunc 2>/dev/null
 printf '\0\0\0\100' | dd of=/tmp/k bs=1 seek=16 conv=notrunc 2>/dev/null
 printf '\0\0\0\100' | dd of=/tmp/k bs=1 seek=144 conv=notrunc 2>/dev/null
 expect 6 'not enough memory' -- kleap load /tmp/k
