@@ -102,9 +102,15 @@ pub(crate) struct Ballast {
     pins: Option<Pins>,
 }
 
+/// Mappings that this program may have: each 32 KiB of the largest machine in one of its own.
+const MAPPINGS_MAX: &str = "200000";
+
 impl Ballast {
     /// Nothing yet.
     pub(crate) fn new() -> Result<Self> {
+        // What is given back in the middle of a mapping makes two of it.
+        fs::write("/proc/sys/vm/max_map_count", MAPPINGS_MAX)
+            .context("cannot have more mappings")?;
         let total_bytes = facts::memory()?.total_bytes;
         let memory = AnonymousMemory::map(usize::try_from(total_bytes)?)?;
         Ok(Self { memory, pins: None })
