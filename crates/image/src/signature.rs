@@ -12,7 +12,6 @@
 //! Rejected: the CheckSum of the PE header. Most signers and `objcopy` set it, ukify leaves what its stub had, and
 //! no firmware compares it: a wrong one says nothing.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
 use authenticode::{
@@ -26,6 +25,7 @@ use object::read::pe::ImageNtHeaders;
 use sha2::Digest;
 
 use crate::Error;
+use crate::fit::hex;
 
 /// Signatures of one file that are looked at. Each may want a digest over all of it.
 const MAX_SIGNATURES: usize = 8;
@@ -192,8 +192,8 @@ impl PeTrait for Program<'_> {
 /// Compares a file with the digests in its signatures.
 ///
 /// # Errors
-/// [`Error::NotWhatWasSigned`] where none of them is right and one is another; [`Error::Truncated`] where the signatures are cut off;
-/// [`Error::Signature`] where they are no signatures. If that were no error, damage that moves what follows it (in a
+/// [`Error::NotWhatWasSigned`] where none of them is right and one is another; [`Error::Truncated`] where the signatures
+/// are cut off; [`Error::Signature`] where they are no signatures. If that were no error, damage that moves what follows it (in a
 /// compressed stream) would be taken, because it damages the signature as well.
 pub(crate) fn check(file: &[u8]) -> Result<Signed, Error> {
     let Some(program) = Program::read(file) else {
@@ -299,12 +299,4 @@ fn read(
         // Inside it, this library may be stricter than who made it; and what is damaged there is the signature alone.
         Err(error) => Ok(Err(format!("{error:?}"))),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // A text takes everything.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Failure;
 use crate::serial::{self, SerialSpec};
-use crate::{output, place, units};
+use crate::{output, units};
 use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
 use kleap_linux::consoles::{self, SerialKind};
@@ -12,7 +12,7 @@ use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
 use kleap_plan::{Device, Owned};
 use kleap_relocator::abi::{self, Lpis};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Whether there is a device tree at all: what is loaded is made of it, and commands lock it.
 pub(crate) fn check_device_tree() -> Result<(), Failure> {
@@ -360,14 +360,25 @@ pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
     let began = Instant::now();
     loop {
         let cost = kexec_cost_now()?;
-        if cost.0.fits()
-            || facts::watermark_boost_bytes() == 0
-            || began.elapsed() >= place::RESERVES_WAIT
-        {
+        if cost.0.fits() || !wait_for_reserves(began) {
             return Ok(cost);
         }
-        std::thread::sleep(place::RESERVES_LOOK);
     }
+}
+
+/// How long the kernel is given to lower reserves that it has raised; it does that as it frees memory in the background.
+const RESERVES_WAIT: Duration = Duration::from_secs(2);
+/// How often it is asked meanwhile.
+const RESERVES_LOOK: Duration = Duration::from_millis(20);
+
+/// Waits a little for the kernel to lower its reserves; says whether it is worth looking once more at what is available,
+/// after waiting since `began`.
+pub(crate) fn wait_for_reserves(began: Instant) -> bool {
+    let may_fall = facts::watermark_boost_bytes() > 0 && began.elapsed() < RESERVES_WAIT;
+    if may_fall {
+        std::thread::sleep(RESERVES_LOOK);
+    }
+    may_fall
 }
 
 fn kexec_cost_now() -> Result<KexecCost, Failure> {

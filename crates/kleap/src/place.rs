@@ -19,7 +19,7 @@
 //! out again.
 
 use crate::error::Failure;
-use crate::machine::Memory;
+use crate::machine::{self, Memory};
 use crate::output;
 use crate::payload::{runs, used_pages};
 use crate::probe::{Probe, Supply};
@@ -664,10 +664,6 @@ pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
 const REST_BYTES: u64 = 16 << 20;
 /// Or this part of all memory, where that is less: half of what the search leaves at least.
 const REST_PART: u64 = 2 * MARGIN_PART;
-/// How long the kernel is given to lower reserves that it has raised; it does that as it frees memory in the background.
-pub(crate) const RESERVES_WAIT: Duration = Duration::from_secs(2);
-/// How often it is asked meanwhile.
-pub(crate) const RESERVES_LOOK: Duration = Duration::from_millis(20);
 
 /// Refuses to go on where the pages in the pool have left too little to the kernel itself. Where it has raised its
 /// reserves, that passes, and is waited for.
@@ -685,13 +681,12 @@ pub(crate) fn check_rest() -> Result<(), Failure> {
         if available_bytes >= needed_bytes {
             return Ok(());
         }
-        if left_bytes < needed_bytes || began.elapsed() >= RESERVES_WAIT {
+        if left_bytes < needed_bytes || !machine::wait_for_reserves(began) {
             return Err(Failure::Memory {
                 needed_bytes,
                 available_bytes,
             });
         }
-        std::thread::sleep(RESERVES_LOOK);
     }
 }
 

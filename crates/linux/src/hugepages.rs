@@ -82,10 +82,10 @@ pub fn watermark_boost_factor() -> Option<u64> {
     read_count(Path::new(BOOST_FACTOR_PATH)).ok()
 }
 
-/// Sets it, in 1/10000. With 0, growing a pool in fragmented memory raises nothing. Otherwise the reserves can become a tenth of
-/// memory, and what is free below that is given to nobody: where nothing can be reclaimed, the kernel ends processes with
-/// hundreds of megabytes free, and never lowers them (it does that in `balance_pgdat`, mm/vmscan.c, and gives
-/// that up after sixteen failures).
+/// Sets it, in 1/10000. With 0, growing a pool in fragmented memory raises nothing. Otherwise the reserves can become a
+/// tenth of memory, and what is free below that is given to nobody: where nothing can be reclaimed, the kernel ends
+/// processes with hundreds of megabytes free, and never lowers them (it does that in `balance_pgdat`, mm/vmscan.c, and
+/// gives that up after sixteen failures).
 ///
 /// # Errors
 /// If it cannot be written.
