@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::{Random, SMALL_EFI_BYTES, SMALL_EFI_DIRECTORY, pe, put, small_efi, uki};
+use common::{Random, SIGNATURE_DIRECTORY, SMALL_EFI_BYTES, pe, put, small_efi, uki};
 use kleap_image::{Compression, Error, Kernel, KernelFile, Options};
 
 /// From the beginning of the table to the signature itself, bytes.
@@ -116,7 +116,7 @@ fn with_table(table: &[u8]) -> Vec<u8> {
     file.truncate(SMALL_EFI_BYTES);
     file.extend_from_slice(table);
     let size = u32::try_from(table.len()).unwrap();
-    put(&mut file, SMALL_EFI_DIRECTORY + 4, &size.to_le_bytes());
+    put(&mut file, SIGNATURE_DIRECTORY + 4, &size.to_le_bytes());
     file
 }
 
@@ -153,7 +153,7 @@ fn a_table_may_end_without_padding() {
     let mut file = with_table(&[&padded[..], &[0; 5]].concat());
     put(
         &mut file,
-        SMALL_EFI_DIRECTORY + 4,
+        SIGNATURE_DIRECTORY + 4,
         &(length + 3).to_le_bytes(),
     );
     assert!(Kernel::parse(file).expect("padded").is_as_signed());
@@ -202,7 +202,7 @@ fn no_bit_may_change() {
                 // Without the table's place nothing is signed; the checksum is not part of what is.
                 let checksum = 0x40 + 24 + 64;
                 let directories = 0x40 + 24 + 108..0x40 + 24 + 112;
-                let directory = SMALL_EFI_DIRECTORY..SMALL_EFI_DIRECTORY + 8;
+                let directory = SIGNATURE_DIRECTORY..SIGNATURE_DIRECTORY + 8;
                 assert!(
                     (checksum..checksum + 4).contains(&at)
                         || ((directories.contains(&at) || directory.contains(&at))
@@ -312,7 +312,7 @@ fn nothing_panics() {
         for _ in 0..=random.below(3) {
             let at = match random.below(3) {
                 0 => 0x40 + random.below(0x140),
-                1 => SMALL_EFI_DIRECTORY + random.below(8),
+                1 => SIGNATURE_DIRECTORY + random.below(8),
                 _ => SMALL_EFI_BYTES + random.below(file.len() - SMALL_EFI_BYTES),
             };
             damaged[at] = u8::try_from(random.below(256)).unwrap();

@@ -84,7 +84,7 @@ impl Fixture {
 impl Fixture {
     /// Where the head says that the file's signature is, bytes from its beginning.
     fn signature_offset(&self) -> Option<usize> {
-        let directory = 0x40 + 24 + 112 + 4 * 8;
+        let directory = SIGNATURE_DIRECTORY;
         let word = |at: usize| u32::from_le_bytes(self.head[at..at + 4].try_into().unwrap());
         (word(directory + 4) != 0).then(|| usize::try_from(word(directory)).unwrap())
     }
@@ -153,8 +153,8 @@ pub(crate) fn small_efi() -> Vec<u8> {
         // SizeOfImage, CheckSum, no signature.
         (optional + 56, 0x3_0000),
         (optional + 64, 0),
-        (SMALL_EFI_DIRECTORY, 0),
-        (SMALL_EFI_DIRECTORY + 4, 0),
+        (SIGNATURE_DIRECTORY, 0),
+        (SIGNATURE_DIRECTORY + 4, 0),
         (sections + 8, 0x1_0000),
         (sections + 16, 0x1_0000),
         (sections + 40 + 8, 0x1_0000),
@@ -169,8 +169,8 @@ pub(crate) fn small_efi() -> Vec<u8> {
 
 /// Length of [`small_efi`], bytes.
 pub(crate) const SMALL_EFI_BYTES: usize = 0x2_8000;
-/// Offset of the entry of its data directory that says where the signature is, bytes.
-pub(crate) const SMALL_EFI_DIRECTORY: usize = 0x40 + 24 + 112 + 4 * 8;
+/// Offset of the entry of a kernel's data directory that says where the signature is, bytes.
+pub(crate) const SIGNATURE_DIRECTORY: usize = 0x40 + 24 + 112 + 4 * 8;
 
 /// An EFI program with these sections.
 pub(crate) fn pe(machine: u16, sections: &[(&[u8], &[u8])]) -> Vec<u8> {
