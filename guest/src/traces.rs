@@ -23,6 +23,8 @@ pub(crate) struct Traces {
     huge_pages: Vec<(String, [u64; 4])>,
     /// What the kernel raises its reserves by (`vm.watermark_boost_factor`), where it has that.
     boost_factor: Option<String>,
+    /// What single CPUs may keep for themselves (`vm.percpu_pagelist_high_fraction`), likewise.
+    high_fraction: Option<String>,
     /// Whether the kernel has something to kexec.
     kexec_loaded: String,
     /// What is below `/dev/kleap`; nothing is there while nothing is loaded.
@@ -40,6 +42,7 @@ impl Traces {
         Ok(Self {
             huge_pages: huge_pages()?,
             boost_factor: fs::read_to_string("/proc/sys/vm/watermark_boost_factor").ok(),
+            high_fraction: fs::read_to_string("/proc/sys/vm/percpu_pagelist_high_fraction").ok(),
             kexec_loaded: fs::read_to_string("/sys/kernel/kexec_loaded")
                 .or_else(|_| fs::read_to_string("/sys/kernel/kexec/loaded"))
                 .context("the kernel does not say what is loaded")?

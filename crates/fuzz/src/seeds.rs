@@ -446,7 +446,7 @@ const TEXTS: &[(&str, &[&str])] = &[
     (
         "pool",
         &[
-            r#"{"boot_id":"8d4b","pools":[{"page_size_bytes":2097152,"before":0,"added":24}],"boost_factor":15000}"#,
+            r#"{"boot_id":"8d4b","pools":[{"page_size_bytes":2097152,"before":0,"added":24}],"boost_factor":15000,"high_fraction":0}"#,
             r#"{"boot_id":""}"#,
         ],
     ),

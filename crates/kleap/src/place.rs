@@ -5,7 +5,8 @@
 //!
 //! 1. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
 //!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken;
-//! 2. if that is not enough, all of them go back, memory is compacted, and they are looked for once more;
+//! 2. if that is not enough, all of them go back, single CPUs give back what they keep, memory is compacted, and they
+//!    are looked for once more;
 //! 3. larger ones, one of which is a run by itself: for that, what is of no use has been given back;
 //! 4. smaller ones, where there are not even enough to hold the payload.
 //!
@@ -91,10 +92,7 @@ struct Search<'a> {
     node: Option<u32>,
     /// Bytes of pages that the payload has.
     held_bytes: u64,
-    /// The most it may have that are of use.
-    most_bytes: u64,
-    /// The most it may have, those of no use included.
-    share_bytes: u64,
+    limits: Limits,
     /// Bytes of pages that lie where the next kernel finds no memory, as of the last look. Memory that was
     /// added since the boot is often what Linux hands out first.
     useless_bytes: Cell<u64>,
@@ -189,7 +187,8 @@ impl<'a> Search<'a> {
 
     /// How many of `pages` more pages of a size are within the limits.
     fn at_most(&self, size_bytes: u64, pages: u64) -> u64 {
-        let most_bytes = (self.most_bytes + self.useless_bytes.get()).min(self.share_bytes);
+        let most_bytes =
+            (self.limits.most_bytes + self.useless_bytes.get()).min(self.limits.share_bytes);
         pages.min(most_bytes.saturating_sub(self.held_bytes) / size_bytes)
     }
 
@@ -286,9 +285,10 @@ impl<'a> Search<'a> {
             let of_use_bytes = probe.addresses().count() as u64 * size_bytes;
             let all_bytes = probe.pages() * size_bytes;
             let left_bytes = self
+                .limits
                 .most_bytes
                 .saturating_sub(of_use_bytes)
-                .min(self.share_bytes.saturating_sub(all_bytes));
+                .min(self.limits.share_bytes.saturating_sub(all_bytes));
             let missing = wanted.saturating_sub(probe.pages());
             let came = match missing.min(left_bytes / size_bytes) {
                 0 => 0,
@@ -343,7 +343,12 @@ impl<'a> Search<'a> {
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
             probe.give_back(&mut self.pool(size_bytes))?;
+            self.store.empty_cpu_lists()?;
             let _ = hugepages::compact_memory();
+            // What has come back counts as available now.
+            if let Ok(limits) = Limits::now(needed * size_bytes, self.strategy) {
+                self.limits = limits;
+            }
             probe = Probe::new(&mut self.pool(size_bytes))?;
             if probe.grow_from_larger(&mut self.pool(size_bytes))? > 0 {
                 self.put_back_too_much(&mut probe, size_bytes)?;
@@ -454,7 +459,7 @@ impl<'a> Search<'a> {
         if let Ok(layout) = self.try_first()? {
             return Ok(Some(layout));
         }
-        let step = (self.most_bytes.saturating_sub(needed_bytes) / size_bytes)
+        let step = (self.limits.most_bytes.saturating_sub(needed_bytes) / size_bytes)
             .div_ceil(SEARCH_STEPS)
             .max(1);
         loop {
@@ -462,7 +467,11 @@ impl<'a> Search<'a> {
             let useless = self.useless_bytes.get() / size_bytes;
             let added = self.take(size_bytes, step.max(useless))?;
             if added == 0 {
-                if compacted || !hugepages::compact_memory() {
+                if compacted {
+                    return Ok(None);
+                }
+                self.store.empty_cpu_lists()?;
+                if !hugepages::compact_memory() {
                     return Ok(None);
                 }
                 compacted = true;
@@ -564,9 +573,12 @@ impl Supply for PoolOf<'_, '_> {
         let Some(larger) = sizes.into_iter().find(|larger| *larger > size_bytes) else {
             return Ok(0);
         };
-        search
-            .store
-            .grow_from_larger(size_bytes, larger, search.most_bytes / larger, search.node)
+        search.store.grow_from_larger(
+            size_bytes,
+            larger,
+            search.limits.most_bytes / larger,
+            search.node,
+        )
     }
 
     fn shrink(&mut self, pages: u64) -> Result<(), Failure> {
@@ -633,6 +645,47 @@ fn available_bytes(memory: &facts::MemoryInfo) -> u64 {
         .available_bytes
         .saturating_sub(facts::watermark_boost_bytes())
         .saturating_sub(margin_bytes)
+}
+
+/// How much memory may be taken, bytes.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// The most that may be of use.
+    most_bytes: u64,
+    /// The most, what is of no use included.
+    share_bytes: u64,
+}
+
+impl Limits {
+    /// As things are now, for a payload of `needed_bytes`, of which nothing has been taken.
+    fn now(needed_bytes: u64, strategy: Strategy) -> Result<Self, Failure> {
+        let memory = facts::memory()?;
+        let mut share_bytes = available_bytes(&memory);
+        for size in hugepages::sizes()? {
+            let pool_bytes = hugepages::Pool::of_size(size)?
+                .available()?
+                .saturating_mul(size);
+            share_bytes = share_bytes.saturating_add(pool_bytes);
+        }
+        if needed_bytes > share_bytes {
+            return Err(Failure::Memory {
+                needed_bytes,
+                available_bytes: share_bytes,
+            });
+        }
+        let factor = match strategy {
+            Strategy::InPlace => FACTOR_IN_PLACE,
+            Strategy::Auto | Strategy::Relocate | Strategy::Kernel => FACTOR_AUTO,
+        };
+        let most_bytes = needed_bytes
+            .saturating_mul(factor)
+            .max(memory.free_bytes)
+            .min(share_bytes);
+        Ok(Self {
+            most_bytes,
+            share_bytes,
+        })
+    }
 }
 
 /// What a payload may take at all, bytes.
@@ -728,29 +781,14 @@ pub(crate) fn find(
     .into_iter()
     .filter(|bytes| *bytes > 0)
     .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
-    let info = facts::memory()?;
-    let available_bytes = available_bytes(&info);
-    let mut pools_bytes = 0;
-    for size in hugepages::sizes()? {
-        pools_bytes += hugepages::Pool::of_size(size)?.available()? * size;
-    }
-    let available_bytes = available_bytes.saturating_add(pools_bytes);
-    if needed_bytes > available_bytes {
-        return Err(Failure::Memory {
-            needed_bytes,
-            available_bytes,
-        });
-    }
-    let factor = match strategy {
-        Strategy::InPlace => FACTOR_IN_PLACE,
-        Strategy::Auto | Strategy::Relocate | Strategy::Kernel => FACTOR_AUTO,
+    let limits = match Limits::now(needed_bytes, strategy) {
+        Err(Failure::Memory { .. }) => {
+            // What single CPUs keep does not count as available.
+            store.empty_cpu_lists()?;
+            Limits::now(needed_bytes, strategy)?
+        }
+        limits => limits?,
     };
-    let share_bytes = available_bytes;
-    let share_bytes = share_bytes.max(needed_bytes);
-    let most_bytes = needed_bytes
-        .saturating_mul(factor)
-        .max(info.free_bytes)
-        .min(share_bytes);
 
     let node = numa::boot_cpu_node();
     // For fallocate(2), which takes pages from the pool.
@@ -764,8 +802,7 @@ pub(crate) fn find(
         strategy,
         node,
         held_bytes: 0,
-        most_bytes,
-        share_bytes,
+        limits,
         useless_bytes: Cell::new(0),
         better_until: None,
         is_slow: false,

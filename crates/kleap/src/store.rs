@@ -20,6 +20,7 @@ use crate::payload::{FileNote, Files, Loaded, used_pages};
 use crate::{output, units};
 use kleap_linux::holder;
 use kleap_linux::hugepages::{self, PageFile, Pool};
+use kleap_linux::tunables::{self, Tunable};
 use kleap_plan::Owned;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
@@ -42,9 +43,12 @@ pub(crate) struct Ledger {
     /// One entry for each size.
     #[serde(default)]
     pub(crate) pools: Vec<Added>,
-    /// What `vm.watermark_boost_factor` was, in 1/10000, while it is 0 because a pool is being made larger.
+    /// What `vm.watermark_boost_factor` was, in 1/10000, while a pool is being made larger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boost_factor: Option<u64>,
+    /// What `vm.percpu_pagelist_high_fraction` was meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    high_fraction: Option<u64>,
 }
 
 /// What one pool had, and what we added.
@@ -59,15 +63,27 @@ pub(crate) struct Added {
 }
 
 impl Ledger {
-    /// Notes that the kernel is to raise no reserves; says whether there is something to be done.
-    fn hold_reserves(&mut self) -> bool {
-        match hugepages::watermark_boost_factor() {
-            None | Some(0) => false,
-            factor => {
-                self.boost_factor = factor;
-                true
+    /// Where it is noted what a setting of the kernel was.
+    fn noted(&mut self, tunable: Tunable) -> &mut Option<u64> {
+        match tunable {
+            Tunable::WatermarkBoostFactor => &mut self.boost_factor,
+            Tunable::PercpuPagelistHighFraction => &mut self.high_fraction,
+        }
+    }
+
+    /// Notes what the kernel's settings are that have to be others while a pool grows; returns those.
+    fn note_tunables(&mut self) -> Vec<Tunable> {
+        let mut changing = Vec::new();
+        for tunable in Tunable::ALL {
+            match tunable.get() {
+                Some(value) if value != tunable.while_growing() => {
+                    *self.noted(tunable) = Some(value);
+                    changing.push(tunable);
+                }
+                _ => {}
             }
         }
+        changing
     }
 
     pub(crate) fn entry(&mut self, page_size_bytes: u64, before: u64) -> &mut Added {
@@ -84,6 +100,14 @@ impl Ledger {
             self.pools.len() - 1
         });
         &mut self.pools[index]
+    }
+}
+
+/// Changes settings of the kernel that have been noted. Where one may not be changed, what is left is looked at all the
+/// same.
+fn set_while_growing(changing: &[Tunable]) {
+    for tunable in changing {
+        let _ = tunable.set(tunable.while_growing());
     }
 }
 
@@ -284,7 +308,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
-        self.release_reserves();
+        self.restore_tunables();
         let Some(loaded) = self.loaded()? else {
             return self.remove_all();
         };
@@ -312,27 +336,53 @@ impl Store {
         self.balance(&held)
     }
 
-    /// Lets the kernel raise its reserves again, if a load has kept it from that. What could not be put back stays noted,
-    /// for the next command.
-    fn release_reserves(&self) {
+    /// Puts the kernel's settings back, if a load has changed them. What could not be put back stays noted, for the next
+    /// command.
+    fn restore_tunables(&self) {
         // Whether the note can be read is seen by whoever needs more of it.
         let Ok(mut ledger) = self.ledger() else {
             return;
         };
-        let Some(factor) = ledger.boost_factor else {
-            return;
-        };
-        // Somebody else may have set it since.
-        let released = match hugepages::watermark_boost_factor() {
-            Some(0) => hugepages::set_watermark_boost_factor(factor).map_err(Failure::from),
-            _ => Ok(()),
-        };
-        ledger.boost_factor = None;
-        if let Err(error) = released.and_then(|()| write("pool.json", &ledger)) {
-            output::warn(&format!(
-                "warning: {error}: vm.watermark_boost_factor was {factor}"
-            ));
+        let mut is_restored = false;
+        for tunable in Tunable::ALL {
+            let Some(value) = *ledger.noted(tunable) else {
+                continue;
+            };
+            // Somebody else may have set it since.
+            let restored = match tunable.get() {
+                Some(now) if now == tunable.while_growing() => tunable.set(value),
+                _ => Ok(()),
+            };
+            match restored {
+                Ok(()) => {
+                    *ledger.noted(tunable) = None;
+                    is_restored = true;
+                }
+                Err(error) => {
+                    output::warn(&format!("warning: {error}: {} was {value}", tunable.name()));
+                }
+            }
         }
+        if is_restored && let Err(error) = write("pool.json", &ledger) {
+            output::warn(&format!("warning: {error}"));
+        }
+    }
+
+    /// Keeps the kernel from keeping free memory to itself, as it is kept while a pool grows, and has it give back what
+    /// single CPUs have kept until now.
+    ///
+    /// # Errors
+    /// If what its settings were cannot be noted.
+    pub(crate) fn empty_cpu_lists(&self) -> Result<(), Failure> {
+        make_directory(Path::new(ROOT))?;
+        let mut ledger = self.ledger()?;
+        let changing = ledger.note_tunables();
+        if !changing.is_empty() {
+            write("pool.json", &ledger)?;
+        }
+        set_while_growing(&changing);
+        tunables::empty_cpu_lists();
+        Ok(())
     }
 
     fn ledger(&self) -> Result<Ledger, Failure> {
@@ -341,8 +391,7 @@ impl Store {
             .filter(|ledger| ledger.boot_id == boot_id)
             .unwrap_or(Ledger {
                 boot_id,
-                pools: Vec::new(),
-                boost_factor: None,
+                ..Ledger::default()
             }))
     }
 
@@ -381,7 +430,8 @@ impl Store {
             Err(error @ Failure::State { .. }) => {
                 output::warn(&format!(
                     "warning: {error}: huge pages that kleap added may stay in the pools of the system, and \
-                     vm.watermark_boost_factor may be 0"
+                     {} may not be what they were",
+                    Tunable::ALL.map(Tunable::name).join(" and ")
                 ));
                 return Ok(());
             }
@@ -404,7 +454,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
-        self.release_reserves();
+        self.restore_tunables();
         self.take_back_early()?;
         for name in ["state.json", "state.json.new"] {
             remove_if_there(&path(name))?;
@@ -456,12 +506,9 @@ impl Store {
         let added_before = entry.added;
         // What others have by overcommit becomes persistent as well: it is to be given back with ours.
         entry.added = added_before + pages + surplus;
-        let holds_reserves = ledger.hold_reserves();
+        let changing = ledger.note_tunables();
         write("pool.json", &ledger)?;
-        if holds_reserves {
-            // Where it may not be changed, what is left is looked at all the same.
-            let _ = hugepages::set_watermark_boost_factor(0);
-        }
+        set_while_growing(&changing);
         let came = pool.grow(pages, node)?;
         let added = added_before + pool.total()?.saturating_sub(total_before);
         ledger.entry(pool.page_size_bytes(), total_before).added = added;

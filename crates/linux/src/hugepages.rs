@@ -73,26 +73,6 @@ pub fn compact_memory() -> bool {
     std::fs::write("/proc/sys/vm/compact_memory", "1").is_ok()
 }
 
-const BOOST_FACTOR_PATH: &str = "/proc/sys/vm/watermark_boost_factor";
-
-/// By how much the kernel raises its reserves when it takes pages from blocks of memory of another kind, in 1/10000 of
-/// the high watermark (Documentation/admin-guide/sysctl/vm.rst); `None` before Linux 5.0.
-#[must_use]
-pub fn watermark_boost_factor() -> Option<u64> {
-    read_count(Path::new(BOOST_FACTOR_PATH)).ok()
-}
-
-/// Sets it, in 1/10000. With 0, growing a pool in fragmented memory raises nothing. Otherwise the reserves can become a
-/// tenth of memory, and what is free below that is given to nobody: where nothing can be reclaimed, the kernel ends
-/// processes with hundreds of megabytes free, and never lowers them (it does that in `balance_pgdat`, mm/vmscan.c, and
-/// gives that up after sixteen failures).
-///
-/// # Errors
-/// If it cannot be written.
-pub fn set_watermark_boost_factor(factor: u64) -> Result<(), Error> {
-    write_count(Path::new(BOOST_FACTOR_PATH), factor)
-}
-
 /// The pool of huge pages of one size, as sysfs shows it.
 #[derive(Debug, Clone)]
 pub struct Pool {
@@ -252,7 +232,7 @@ fn directory_of_size(page_size_bytes: u64) -> String {
     format!("hugepages-{}kB", page_size_bytes / 1024)
 }
 
-fn read_count(path: &Path) -> Result<u64, Error> {
+pub(crate) fn read_count(path: &Path) -> Result<u64, Error> {
     let text =
         std::fs::read_to_string(path).map_err(|error| Error::file("cannot read", path, error))?;
     count_in(path, &text)
@@ -275,7 +255,7 @@ pub fn count_in(path: &Path, text: &str) -> Result<u64, Error> {
         .map_err(|error| Error::content(path, format!("{text:?}: {error}")))
 }
 
-fn write_count(path: &Path, pages: u64) -> Result<(), Error> {
+pub(crate) fn write_count(path: &Path, pages: u64) -> Result<(), Error> {
     std::fs::write(path, pages.to_string())
         .map_err(|error| Error::file("cannot write", path, error))
 }

@@ -2,7 +2,7 @@
 //!
 //! The only host-side crate with `unsafe`, and the only one that changes the machine. Each module is
 //! one thing that the kernel offers: [`kexec`] the system call, [`hugepages`] memory that is ours, [`pin`] so
-//! that it stays where it is and [`holder`] also after this process, [`numa`] near which CPU, [`pagemap`]
+//! that it stays where it is and [`holder`] also after this process, [`tunables`] what is in the way of it, [`numa`] near which CPU, [`pagemap`]
 //! where that is, [`pageflags`] whether it is good, [`memory_blocks`] what came after the boot, [`facts`]
 //! what machine this is, [`consoles`] where it can be written to, [`counter`] the clock that both kernels share,
 //! [`kernel_log`] the log of the kernel that runs now, [`limits`] what must not kill, [`watchdog`] what may reset the
@@ -28,6 +28,7 @@ pub mod pageflags;
 pub mod pagemap;
 pub mod pin;
 pub mod reboot;
+pub mod tunables;
 pub mod watchdog;
 
 pub use error::Error;
