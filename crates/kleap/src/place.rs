@@ -587,10 +587,17 @@ impl Supply for PoolOf<'_, '_> {
     }
 
     fn pages(&mut self) -> Result<BTreeSet<PhysAddr>, Failure> {
-        Ok(pageflags::huge_pages(
-            &self.search.memory.usable,
-            self.size_bytes,
-        )?)
+        let usable = &self.search.memory.usable;
+        // A look at all memory takes a read for each page. Where no pool has any, one place shows whether it can be looked at.
+        let looked_at = match has_huge_pages()? {
+            true => usable.clone(),
+            false => usable
+                .span()
+                .and_then(|span| usable.lowest_fit(self.size_bytes, self.size_bytes, span))
+                .into_iter()
+                .collect(),
+        };
+        Ok(pageflags::huge_pages(&looked_at, self.size_bytes)?)
     }
 
     fn take(&mut self, pages: u64) -> Result<Vec<PhysAddr>, Failure> {
@@ -636,6 +643,16 @@ impl Supply for PoolOf<'_, '_> {
         self.search.held_bytes = self.search.held_bytes.saturating_sub(count * size_bytes);
         Ok(count)
     }
+}
+
+/// Whether there are huge pages of any size, free or not, anybody's.
+fn has_huge_pages() -> Result<bool, Failure> {
+    for size in hugepages::sizes()? {
+        if hugepages::Pool::of_size(size)?.all()? > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Memory that huge pages may be taken from without others having to do without, bytes.

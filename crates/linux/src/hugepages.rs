@@ -106,15 +106,21 @@ impl Pool {
         read_count(&self.directory.join(name))
     }
 
+    /// All pages of the pool, count: also the surplus that others have by overcommit.
+    ///
+    /// # Errors
+    /// If sysfs cannot be read.
+    pub fn all(&self) -> Result<u64, Error> {
+        self.read("nr_hugepages")
+    }
+
     /// Persistent pages in the pool, count; without the surplus that others have by overcommit, which
     /// sysfs counts in.
     ///
     /// # Errors
     /// If sysfs cannot be read.
     pub fn total(&self) -> Result<u64, Error> {
-        Ok(self
-            .read("nr_hugepages")?
-            .saturating_sub(self.read("surplus_hugepages")?))
+        Ok(self.all()?.saturating_sub(self.read("surplus_hugepages")?))
     }
 
     /// Pages that nobody uses or has reserved, count.
