@@ -245,6 +245,41 @@ for size in /sys/kernel/mm/hugepages/*; do
 done
 [ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
 
+say "settings of the kernel that a killed load has changed"
+# A load that ended between its note and its end, as it is noted there.
+killed() {
+    mkdir -m 700 /dev/kleap
+    echo "{\"boot_id\":\"$(cat /proc/sys/kernel/random/boot_id)\",\"$2\":$was}" >/dev/kleap/pool.json
+    echo $3 >/proc/sys/vm/$1
+}
+settings=0
+for setting in "watermark_boost_factor boost_factor 0" "percpu_pagelist_high_fraction high_fraction 2147483647"; do
+    set -- $setting
+    # The second one is in kernels from 5.14 on.
+    [ -e /proc/sys/vm/$1 ] || continue
+    settings=$((settings + 1))
+    was=$(cat /proc/sys/vm/$1)
+    killed $setting
+    must kleap status
+    [ "$(cat /proc/sys/vm/$1)" = "$was" ] || finish fail "$1 was not put back"
+    [ ! -e /dev/kleap ] || finish fail "a note stayed that nobody needs"
+    killed $setting
+    echo 4711 >/proc/sys/vm/$1
+    must kleap unload
+    [ "$(cat /proc/sys/vm/$1)" = 4711 ] || finish fail "$1 is somebody else's now, and was changed"
+    killed $setting
+    mount -o bind /proc/sys/vm/$1 /proc/sys/vm/$1 && mount -o remount,bind,ro /proc/sys/vm/$1 ||
+        finish fail "$1 cannot be made read-only"
+    must kleap unload
+    [ "$(cat /proc/sys/vm/$1)" = "$3" ] || finish fail "$1 was changed although it is read-only"
+    grep -q "$2" /dev/kleap/pool.json || finish fail "what $1 was is no longer noted"
+    umount /proc/sys/vm/$1
+    must kleap unload
+    [ "$(cat /proc/sys/vm/$1)" = "$was" ] || finish fail "$1 was not put back later"
+    [ ! -e /dev/kleap ] || finish fail "a note stayed that nobody needs"
+done
+[ $settings -gt 0 ] || finish fail "this kernel has none of these settings"
+
 say "lockdown, then the sysctl: neither can be undone"
 mount -t securityfs securityfs /sys/kernel/security
 if [ -e /sys/kernel/security/lockdown ]; then

@@ -118,7 +118,7 @@ pub(crate) struct Recipe {
     pub(crate) name: &'static str,
     /// What it is for, in a few words.
     pub(crate) purpose: &'static str,
-    page_kb: u32,
+    pub(crate) page_kb: u32,
     config: &'static str,
     products: &'static [Product],
 }

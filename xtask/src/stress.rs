@@ -275,7 +275,8 @@ pub(crate) fn rows() -> Vec<Row> {
         let mut row = fresh(first, kind, 100_000_000, 200, 1024);
         row.name = format!("stress/fresh/{first}/100M/200-of-1024M");
         row.script = script(FRESH, "percent=200 filled=yes");
-        // With 16K pages, what single CPUs keep of the memory that the load itself has freed can lie in the way.
+        // With 16K pages the kernel's reserves are larger: of what is free, a fourth may not be taken, and which is the
+        // kernel's choice.
         row.nothing_moved = first == "6.1";
         rows.push(row);
     }

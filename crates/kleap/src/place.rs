@@ -100,6 +100,8 @@ struct Search<'a> {
     better_until: Option<Instant>,
     /// Whether looking for pages once took so long that it is not done again.
     is_slow: bool,
+    /// Whether single CPUs have given back what they kept.
+    has_emptied_lists: bool,
 }
 
 impl<'a> Search<'a> {
@@ -343,7 +345,7 @@ impl<'a> Search<'a> {
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
             probe.give_back(&mut self.pool(size_bytes))?;
-            self.store.empty_cpu_lists()?;
+            self.empty_cpu_lists()?;
             let _ = hugepages::compact_memory();
             // What has come back counts as available now.
             if let Ok(limits) = Limits::now(needed * size_bytes, self.strategy) {
@@ -381,6 +383,14 @@ impl<'a> Search<'a> {
         Ok(true)
     }
 
+    /// Has single CPUs give back what they keep; once.
+    fn empty_cpu_lists(&mut self) -> Result<(), Failure> {
+        if !std::mem::replace(&mut self.has_emptied_lists, true) {
+            self.store.empty_cpu_lists()?;
+        }
+        Ok(())
+    }
+
     /// All steps, until every piece has a run or nothing more can be done.
     fn gather(&mut self, needed_bytes: u64) -> Result<Layout, Failure> {
         let sizes = hugepages::sizes()?;
@@ -399,6 +409,9 @@ impl<'a> Search<'a> {
         let missing = needed_bytes
             .saturating_sub(self.held_bytes)
             .div_ceil(first_size);
+        if missing > 0 {
+            self.empty_cpu_lists()?;
+        }
         // If the kernel has tried that for long, it will again.
         let came = match self.is_slow {
             true => 0,
@@ -470,7 +483,7 @@ impl<'a> Search<'a> {
                 if compacted {
                     return Ok(None);
                 }
-                self.store.empty_cpu_lists()?;
+                self.empty_cpu_lists()?;
                 if !hugepages::compact_memory() {
                     return Ok(None);
                 }
@@ -798,10 +811,12 @@ pub(crate) fn find(
     .into_iter()
     .filter(|bytes| *bytes > 0)
     .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
+    let mut has_emptied_lists = false;
     let limits = match Limits::now(needed_bytes, strategy) {
         Err(Failure::Memory { .. }) => {
             // What single CPUs keep does not count as available.
             store.empty_cpu_lists()?;
+            has_emptied_lists = true;
             Limits::now(needed_bytes, strategy)?
         }
         limits => limits?,
@@ -823,6 +838,7 @@ pub(crate) fn find(
         useless_bytes: Cell::new(0),
         better_until: None,
         is_slow: false,
+        has_emptied_lists,
     };
     let mut layout = search.gather(needed_bytes)?;
     while let Err(failure) = try_stage(&layout) {

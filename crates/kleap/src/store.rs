@@ -4,7 +4,8 @@
 //! /dev/kleap/            mode 0700, made by the first load, gone after unload
 //! /dev/kleap/pages-S/    a hugetlbfs of our own with pages of S KiB: payload-N, those of load number N
 //! /dev/kleap/state.json  what is loaded: which payload, where, with which digests
-//! /dev/kleap/pool.json   how many huge pages of each size we added to the system's pools
+//! /dev/kleap/pool.json   how many huge pages of each size we added to the system's pools, and settings of the kernel
+//!                        that are to be put back
 //! /dev/kleap/exec        there while a command gives the stage to the kernel: whoever finds it, with the
 //!                        lock, takes the stage back, because that command has died
 //! /dev/kleap/early       there while the kernel has the stage of what is loaded, since `load --early`
@@ -43,10 +44,10 @@ pub(crate) struct Ledger {
     /// One entry for each size.
     #[serde(default)]
     pub(crate) pools: Vec<Added>,
-    /// What `vm.watermark_boost_factor` was, in 1/10000, while a pool is being made larger.
+    /// What `vm.watermark_boost_factor` was before a load changed it, in 1/10000; there until it is put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     boost_factor: Option<u64>,
-    /// What `vm.percpu_pagelist_high_fraction` was meanwhile.
+    /// The same of `vm.percpu_pagelist_high_fraction`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     high_fraction: Option<u64>,
 }
@@ -75,12 +76,12 @@ impl Ledger {
     fn note_tunables(&mut self) -> Vec<Tunable> {
         let mut changing = Vec::new();
         for tunable in Tunable::ALL {
-            match tunable.get() {
-                Some(value) if value != tunable.while_growing() => {
-                    *self.noted(tunable) = Some(value);
-                    changing.push(tunable);
-                }
-                _ => {}
+            // What cannot be read is not changed either.
+            if let Ok(Some(value)) = tunable.get()
+                && value != tunable.while_growing()
+            {
+                *self.noted(tunable) = Some(value);
+                changing.push(tunable);
             }
         }
         changing
@@ -308,6 +309,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
+        // First, whatever fails after it. What is given back below may stay on the lists of CPUs, as is usual.
         self.restore_tunables();
         let Some(loaded) = self.loaded()? else {
             return self.remove_all();
@@ -336,36 +338,41 @@ impl Store {
         self.balance(&held)
     }
 
-    /// Puts the kernel's settings back, if a load has changed them. What could not be put back stays noted, for the next
-    /// command.
-    fn restore_tunables(&self) {
+    /// Puts the kernel's settings back, if a load has changed them; says whether all of them are. What could not be put back
+    /// stays noted, for the next command.
+    fn restore_tunables(&self) -> bool {
         // Whether the note can be read is seen by whoever needs more of it.
         let Ok(mut ledger) = self.ledger() else {
-            return;
+            return true;
         };
-        let mut is_restored = false;
+        let (mut is_any_restored, mut are_all) = (false, true);
         for tunable in Tunable::ALL {
             let Some(value) = *ledger.noted(tunable) else {
                 continue;
             };
             // Somebody else may have set it since.
-            let restored = match tunable.get() {
+            let restored = tunable.get().and_then(|now| match now {
                 Some(now) if now == tunable.while_growing() => tunable.set(value),
                 _ => Ok(()),
-            };
+            });
             match restored {
                 Ok(()) => {
                     *ledger.noted(tunable) = None;
-                    is_restored = true;
+                    is_any_restored = true;
                 }
                 Err(error) => {
-                    output::warn(&format!("warning: {error}: {} was {value}", tunable.name()));
+                    are_all = false;
+                    output::warn(&format!(
+                        "warning: {error}: {} was {value}; the next kleap command tries again to put it back",
+                        tunable.name()
+                    ));
                 }
             }
         }
-        if is_restored && let Err(error) = write("pool.json", &ledger) {
+        if is_any_restored && let Err(error) = write("pool.json", &ledger) {
             output::warn(&format!("warning: {error}"));
         }
+        are_all
     }
 
     /// Keeps the kernel from keeping free memory to itself, as it is kept while a pool grows, and has it give back what
@@ -454,7 +461,7 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
-        self.restore_tunables();
+        let mut is_restored = self.restore_tunables();
         self.take_back_early()?;
         for name in ["state.json", "state.json.new"] {
             remove_if_there(&path(name))?;
@@ -467,14 +474,27 @@ impl Store {
             }
         }
         self.settle()?;
-        for name in ["pool.json", "pool.json.new", "exec.new"] {
+        if !is_restored {
+            // For want of memory, maybe; now there is more.
+            is_restored = self.restore_tunables();
+        }
+        for name in ["pool.json.new", "exec.new"] {
             remove_if_there(&path(name))?;
         }
-        for directory in directories
+        let mut directories: Vec<PathBuf> = directories
             .into_iter()
             .map(|(directory, _)| directory)
-            .chain([PathBuf::from(ROOT)])
-        {
+            .collect();
+        if is_restored {
+            remove_if_there(&path("pool.json"))?;
+            directories.push(PathBuf::from(ROOT));
+        } else {
+            // The note of the settings stays, with the directory that it is in, and says nothing of pages any more.
+            let mut ledger = self.ledger()?;
+            ledger.pools.clear();
+            write("pool.json", &ledger)?;
+        }
+        for directory in directories {
             match std::fs::remove_dir(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(state_error(&directory, error));

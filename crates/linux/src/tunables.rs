@@ -2,8 +2,8 @@
 //!
 //! Two of its habits are in the way of a pool of huge pages that grows. It raises its reserves where memory is
 //! fragmented, and what is below them is given to nobody. And each CPU keeps what it has freed on lists of its own:
-//! since Linux 6.7, whose lists grow by themselves, a good part of what is available can lie there, whole huge pages
-//! included, and neither the pool of another CPU nor `MemAvailable` finds it. Both can be set in `/proc/sys/vm` for as long
+//! since Linux 6.7, whose lists grow by themselves, a good part of what is free can lie there, whole huge pages
+//! included, where neither `MemAvailable` nor whoever makes a pool larger on another CPU finds it. Both can be set in `/proc/sys/vm` for as long
 //! as it takes.
 //!
 //! Rejected: taking CPUs offline, which does empty their lists; looking for the pages from each CPU in turn, which
@@ -17,15 +17,20 @@ const DIRECTORY: &str = "/proc/sys/vm";
 /// Reading it has each CPU count its pages, and since Linux 6.7 give back some of those that it keeps
 /// (`refresh_cpu_vm_stats`, `decay_pcp_high` in mm/).
 const REFRESH_PATH: &str = "/proc/sys/vm/stat_refresh";
-/// An eighth of what it may keep each time: after so many, a list of a gigabyte is empty.
+/// Each time an eighth of what a list may hold, and at most 32 batches (8 MB with 4 KiB pages): after so many, half a
+/// gigabyte of each CPU.
 const REFRESHES_MAX: u32 = 64;
-/// But not for longer.
+/// After this, none is begun. Each waits for a kernel thread on every CPU, as long as that takes.
 const REFRESH_WAIT: Duration = Duration::from_millis(200);
-/// CPUs that the kernel leaves alone, because they have something of their own to do.
-const LEFT_ALONE_PATHS: [&str; 2] = [
+/// CPUs that the kernel leaves alone, because they have something of their own to do: since the boot, and by a cpuset.
+const LEFT_ALONE_PATHS: [&str; 3] = [
     "/sys/devices/system/cpu/isolated",
     "/sys/devices/system/cpu/nohz_full",
+    "/sys/fs/cgroup/cpuset.cpus.isolated",
 ];
+/// How much of each second threads of real time may take, microseconds; -1 if all of it: then one that never sleeps leaves
+/// nothing to the kernel's own threads.
+const REAL_TIME_PATH: &str = "/proc/sys/kernel/sched_rt_runtime_us";
 
 /// A setting in `/proc/sys/vm` (Documentation/admin-guide/sysctl/vm.rst).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +74,17 @@ impl Tunable {
     }
 
     /// What it is; `None` where the kernel does not have it.
-    #[must_use]
-    pub fn get(self) -> Option<u64> {
-        hugepages::read_count(&self.path()).ok()
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn get(self) -> Result<Option<u64>, Error> {
+        match hugepages::read_count(&self.path()) {
+            Ok(value) => Ok(Some(value)),
+            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Sets it.
@@ -86,15 +99,21 @@ impl Tunable {
 /// Has every CPU give back the free memory that it keeps, as far as the kernel does that before it is needed.
 /// With [`Tunable::PercpuPagelistHighFraction`] at what it is while a pool grows, from Linux 6.7 on, that is nearly all.
 ///
-/// Each CPU is asked and waited for. One that the kernel has been told to leave alone could be running one thread that
-/// gives way to nothing, and so none is asked where there is such a CPU.
+/// Each CPU is asked and waited for, without a limit of time. One that the kernel has been told to leave alone could be
+/// running one thread that gives way to nothing, and any CPU could where threads of real time may take all of it: there
+/// none is asked.
 pub fn empty_cpu_lists() {
-    let left_alone = LEFT_ALONE_PATHS
+    let is_left_alone = LEFT_ALONE_PATHS
         .iter()
         .any(|path| std::fs::read_to_string(path).is_ok_and(|text| names_cpus(&text)));
+    let is_unlimited =
+        std::fs::read_to_string(REAL_TIME_PATH).is_ok_and(|text| text.trim() == "-1");
+    if is_left_alone || is_unlimited {
+        return;
+    }
     let began = Instant::now();
     for _ in 0..REFRESHES_MAX {
-        if left_alone || began.elapsed() > REFRESH_WAIT || std::fs::read(REFRESH_PATH).is_err() {
+        if began.elapsed() > REFRESH_WAIT || std::fs::read(REFRESH_PATH).is_err() {
             break;
         }
     }

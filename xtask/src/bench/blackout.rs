@@ -29,6 +29,7 @@ use super::stats::{Summary, ratio};
 use super::svg::{Bar, Chart, Group, Scale, seconds_text};
 use super::{Conditions, USUAL_MB, What, Wish, load_average, number, ratio_text, row, write_files};
 use crate::e2e::aligned;
+use crate::kernels;
 use crate::lab::Lab;
 use crate::qemu::Line;
 use crate::rows::Row;
@@ -392,7 +393,10 @@ impl Payload {
 }
 
 /// The kernel for a payload: the one asked for if it fits, else the smallest of Debian's with pages of the same size, else the
-/// small one that is built from Debian's source, else whichever is smallest.
+/// small one that is built from Debian's source, if it has pages of that size as well, else whichever is smallest.
+///
+/// # Errors
+/// If a kernel cannot be had; also the small one, where it is needed and does not build.
 fn second_kernel(lab: &Lab, wish: &Wish, wanted_mb: u64) -> Result<Kernel> {
     let size = |kernel: &Kernel| -> Result<u64> {
         let metadata = fs::metadata(&kernel.image)
@@ -401,25 +405,24 @@ fn second_kernel(lab: &Lab, wish: &Wish, wanted_mb: u64) -> Result<Kernel> {
     };
     let fits = |bytes: u64| bytes + INITRD_MIN_BYTES <= wanted_mb * 1_000_000;
     let asked = setup::kernel(lab, &wish.to)?;
-    let mut smallest = (size(&asked)?, asked);
-    if fits(smallest.0) {
-        return Ok(smallest.1);
+    let asked = (size(&asked)?, asked);
+    if fits(asked.0) {
+        return Ok(asked.1);
     }
-    let page_kb = smallest.1.page_kb;
-    let of_debian = KERNELS
-        .iter()
-        .filter(|source| source.page_kb == page_kb)
-        .map(|source| source.name);
-    // It takes minutes to build: only where nothing else will do.
-    for name in of_debian.chain([FILE_KERNEL]) {
-        if name == FILE_KERNEL && fits(smallest.0) {
-            break;
-        }
+    let page_kb = asked.1.page_kb;
+    let smaller = |one: (u64, Kernel), name: &str| -> Result<(u64, Kernel)> {
         let kernel = setup::kernel(lab, name)?;
         let bytes = size(&kernel)?;
-        if bytes < smallest.0 && kernel.page_kb == page_kb {
-            smallest = (bytes, kernel);
-        }
+        Ok(if bytes < one.0 { (bytes, kernel) } else { one })
+    };
+    let smallest = KERNELS
+        .iter()
+        .filter(|source| source.page_kb == page_kb)
+        .try_fold(asked, |one, source| smaller(one, source.name))?;
+    let is_of_use = kernels::recipe(FILE_KERNEL).is_some_and(|built| built.page_kb == page_kb);
+    // It takes minutes to build: only where nothing else will do.
+    if !fits(smallest.0) && is_of_use {
+        return Ok(smaller(smallest, FILE_KERNEL)?.1);
     }
     Ok(smallest.1)
 }
