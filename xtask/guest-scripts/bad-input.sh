@@ -246,6 +246,34 @@ for size in /sys/kernel/mm/hugepages/*; do
 done
 [ "$(state)" = "$kept" ] || finish fail "the pool is not as it was: $(state), before $kept"
 
+say "asked to end"
+# All that a load changes, without a kleap command that could put it back.
+changed() {
+    state
+    cat /proc/sys/vm/watermark_boost_factor /proc/sys/vm/percpu_pagelist_high_fraction 2>/dev/null
+    ls -R /dev/kleap 2>&1
+    grep hugetlbfs /proc/mounts
+}
+changed >/run/kept
+ended=0
+for signal in INT HUP TERM; do
+    for delay in 0.2 0.3 0.4 0.5 0.6 0.7 0.8 1 1.2 1.5; do
+        run timeout -s $signal $delay kleap load $image --command-line x
+        case "$signal$code" in
+        INT130 | HUP129 | TERM143) ended=$((ended + 1)) ;;
+        # Done before it was asked.
+        *0) must kleap unload ;;
+        *) finish fail "asked to end by SIG$signal after $delay s: exit code $code" ;;
+        esac
+        changed >/run/now
+        cmp -s /run/kept /run/now || {
+            diff /run/kept /run/now
+            finish fail "asked to end by SIG$signal after $delay s, it left something"
+        }
+    done
+done
+[ $ended -ge 3 ] || finish fail "only $ended loads were asked before they were done"
+
 say "settings of the kernel that a killed load has changed"
 # A load that ended between its note and its end, as it is noted there.
 killed() {

@@ -52,6 +52,7 @@ const RACE: &str = include_str!("../guest-scripts/race.sh");
 const HOTPLUG: &str = include_str!("../guest-scripts/hotplug.sh");
 const MIGRATE: &str = include_str!("../guest-scripts/migrate.sh");
 const EXHAUSTION: &str = include_str!("../guest-scripts/exhaustion.sh");
+const SET_ASIDE: &str = include_str!("../guest-scripts/set-aside.sh");
 const NUMA: &str = include_str!("../guest-scripts/numa.sh");
 
 /// Two nodes of 1 GiB. The boot CPU is on the second, and memory starts on the first.
@@ -213,6 +214,24 @@ fn exhaustion(first: &'static str, extent: &str) -> Row {
     row
 }
 
+/// Huge pages of somebody else's, and little else; with the kernel's own memory for devices, from which not everything can
+/// be taken, or without.
+fn set_aside(first: &'static str, cma: bool) -> Row {
+    let name = if cma { "cma" } else { "no-cma" };
+    let mut row = attack(
+        format!("set-aside/{first}/{name}"),
+        first,
+        EL2_A57,
+        SET_ASIDE,
+        String::new(),
+    );
+    row.memory_mb = 768;
+    row.payload_bytes = 44_400_000;
+    row.first_words = if cma { "" } else { "cma=0" };
+    row.verdict_deadline_ms = Some(TRIALS_DEADLINE_MS);
+    row
+}
+
 /// All attacks, in short.
 pub(crate) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
@@ -291,6 +310,10 @@ pub(crate) fn rows() -> Vec<Row> {
             rows.push(migrate(first, "move-pages", "move-pages", pins));
             rows.push(migrate(first, "soft-offline", "soft-offline 4", pins));
         }
+    }
+    for first in ["6.1", "6.12", "7.3"] {
+        rows.push(set_aside(first, true));
+        rows.push(set_aside(first, false));
     }
     for first in ["6.1", "7.3"] {
         rows.push(attack(

@@ -167,7 +167,7 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     let (layout, header_range) = arrange(&payload, &reserved, headers.len() as u64)?;
 
     // Read once more by us: the kernel takes it from there.
-    place::check_available(
+    place::check_available_to_us(
         (payload.kernel.pieces.size_bytes()).saturating_add(
             payload
                 .initrd

@@ -1,5 +1,6 @@
 //! What can go wrong, as the user sees it: a message, what to do about it, an exit code that stays.
 
+use kleap_linux::interrupts::{self, EXIT_CODE_BASE};
 use kleap_plan::{LayoutError, StageError};
 use std::path::PathBuf;
 
@@ -15,10 +16,22 @@ Exit codes:
   6  not enough memory (for the payload, or for kexec_load's own tables), or not in one piece
   7  nothing is loaded; for report: this kernel was not started by kleap
   8  what was loaded is no longer what it was: load again
+  129, 130, 143  ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM
 check has codes of its own: 0 ready, 1 limited, 2 cannot (kleap check --help)
 
 On every code but 0 what was loaded before still is, and nothing else has changed. (If exec gets as
 far as reboot(2) and that refuses, a kernel that another program had loaded for kexec is gone.)";
+
+/// Says so if somebody has asked this command to end ([`interrupts`]).
+///
+/// # Errors
+/// [`Failure::Interrupted`].
+pub(crate) fn check_interrupted() -> Result<(), Failure> {
+    match interrupts::signal() {
+        Some(signal) => Err(Failure::Interrupted(signal)),
+        None => Ok(()),
+    }
+}
 
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +80,8 @@ pub(crate) enum Failure {
     },
     #[error("cannot write the answer: {0}")]
     Output(std::io::Error),
+    #[error("ended by signal {0}")]
+    Interrupted(u8),
     #[error("nothing is loaded")]
     NothingLoaded,
     #[error("{0}")]
@@ -119,6 +134,7 @@ impl Failure {
             | Self::CrashMemory { .. } => 6,
             Self::Stage(StageError::TooLarge { .. } | StageError::TooManyMoves(_)) => 6,
             Self::NothingLoaded | Self::NoReport(_) => 7,
+            Self::Interrupted(signal) => EXIT_CODE_BASE.saturating_add(*signal),
             Self::Changed(_) => 8,
             Self::Linux(_) | Self::Stage(_) | Self::State { .. } | Self::Output(_) => 1,
         }
@@ -156,7 +172,9 @@ impl Failure {
             Self::Layout(LayoutError::NoRun { .. }) => Some(
                 "use --strategy auto, which moves what does not fit, or load earlier after boot",
             ),
-            Self::Layout(_) | Self::Memory { .. } => Some("free memory, or load a smaller initrd"),
+            Self::Layout(_) | Self::Memory { .. } => {
+                Some("free memory, or load a smaller kernel or initrd")
+            }
             Self::CrashMemory { .. } => {
                 Some("boot with a larger crashkernel=, or load a smaller initrd")
             }

@@ -5,18 +5,18 @@
 //! beside it: while it is built there must be room for both, and if it fails the first one stays.
 
 use crate::cpu::{Support, page_size_support};
-use crate::error::Failure;
+use crate::error::{Failure, check_interrupted};
 use crate::hand_off::HandOffOptions;
 use crate::machine::{self, Devices, Memory};
 use crate::payload::{Content, Files, Loaded, Verify};
-use crate::pieces::{Pieces, check_regular, input_error, reason};
+use crate::pieces::{Pieces, check_regular, read_error};
 use crate::place::{self, Placed};
 use crate::sources::{Bundle, Initrd, Kernel};
 use crate::store::Store;
 use crate::{LoadArguments, UnloadArguments, crash, exec, hold, output, units};
 use kleap_devicetree::{CrashBoot, MAX_BOOTARGS_BYTES, NextBoot, RNG_SEED_BYTES, SecureBoot, Tree};
 use kleap_image::Header;
-use kleap_linux::{facts, kexec};
+use kleap_linux::{facts, interrupts, kexec};
 use kleap_memmap::PhysRange;
 use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::stage::Summary;
@@ -139,7 +139,10 @@ fn write_pieces(
     verify: Verify,
 ) -> Result<Content, Failure> {
     let size_bytes = pieces.size_bytes();
-    files.write(place, size_bytes, |part| pieces.fill(part))?;
+    files.write(place, size_bytes, |part| {
+        check_interrupted()?;
+        pieces.fill(part)
+    })?;
     Ok(Content::of(verify, &files.slices(place, size_bytes)))
 }
 
@@ -217,7 +220,7 @@ impl<'a> Payload<'a> {
             (Some(path), _) => {
                 check_regular(path)?;
                 let bytes = facts::read_limited(path, kleap_devicetree::MAX_DTB_BYTES as u64)
-                    .map_err(|error| input_error(path, reason(&error)))?;
+                    .map_err(|error| read_error(path, error))?;
                 Some((path.clone(), bytes))
             }
             (None, Some((name, bytes))) => {
@@ -366,6 +369,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         &payload.memory.within(payload.arguments.wishes.window),
         try_stage,
     )?;
+    check_interrupted()?;
     // With the pages taken, there is less.
     place::check_rest()?;
     machine::kexec_cost()?.check(payload.arguments.early)?;
@@ -379,6 +383,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         }
         _ => None,
     };
+    check_interrupted()?;
     let (dtb, timeline_offset_bytes) = payload.next_tree(&layout, initrd.as_ref(), None)?;
     let device_tree = write_bytes(&mut files, &layout.device_tree, &dtb, verify);
     let mut loaded = payload.note(
@@ -398,6 +403,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
     let stage = exec::stage(&loaded, &payload.memory)?;
     let holder = hold::start(&loaded);
     loaded.pinned_by = holder.as_ref().map(|(_, method)| method.name().to_owned());
+    check_interrupted()?;
     store.prepare_commit(&loaded)?;
     if loaded.early {
         give_to_kernel(store, &stage)?;
@@ -437,7 +443,7 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
 fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let requirements = payload.requirements(place::STAGE_BYTES);
     // Read once more by us, and copied once by the kernel.
-    place::check_available(
+    place::check_available_to_kernel(
         requirements
             .initrd_bytes
             .saturating_mul(2)
@@ -599,6 +605,11 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
     let store = Store::open()?;
     // With the lock, so that no other kleap is loading.
     kexec::check_prepared()?;
+    if let Err(error) = interrupts::notice() {
+        output::warn(&format!(
+            "warning: {error}: should this be interrupted, kleap unload puts everything back"
+        ));
+    }
     let loaded = match strategy {
         Strategy::Kernel => load_by_kernel(payload, &store),
         _ => load_owned(payload, &store),
@@ -613,6 +624,8 @@ pub(crate) fn load(arguments: &LoadArguments) -> Result<(), Failure> {
             Ok(())
         }
         Err(failure) => {
+            // A call that a signal has ended fails in its own words.
+            let failure = check_interrupted().err().unwrap_or(failure);
             if let Err(error) = store.abandon() {
                 output::warn(&format!(
                     "while giving back what this load had taken: {error}"

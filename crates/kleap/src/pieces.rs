@@ -37,6 +37,18 @@ pub(crate) fn reason(error: &kleap_linux::Error) -> String {
     }
 }
 
+/// Why a file that was given cannot be read. Too little memory is nothing that is wrong with the file.
+pub(crate) fn read_error(path: &Path, error: kleap_linux::Error) -> Failure {
+    match &error {
+        kleap_linux::Error::File { source, .. }
+            if source.kind() == std::io::ErrorKind::OutOfMemory =>
+        {
+            error.into()
+        }
+        _ => input_error(path, reason(&error)),
+    }
+}
+
 /// One stretch.
 #[derive(Debug)]
 enum Source {

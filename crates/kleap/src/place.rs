@@ -19,7 +19,7 @@
 //! they are pinned. So addresses are read again when the pages are pinned, and what moved meanwhile is laid
 //! out again.
 
-use crate::error::Failure;
+use crate::error::{Failure, check_interrupted};
 use crate::machine::{self, Memory};
 use crate::output;
 use crate::payload::{runs, used_pages};
@@ -196,6 +196,7 @@ impl<'a> Search<'a> {
 
     /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
     fn take(&mut self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
+        check_interrupted()?;
         let pages = self.at_most(size_bytes, pages);
         if pages == 0 {
             return Ok(0);
@@ -210,13 +211,14 @@ impl<'a> Search<'a> {
         Ok(came)
     }
 
-    /// Takes up to `pages` pages that others have set aside, within the limits.
+    /// Takes up to `pages` pages that others have set aside, which take nothing of the memory that is limited.
     fn take_set_aside(&mut self, size_bytes: u64, pages: u64) -> Result<(), Failure> {
-        let pages = self.at_most(size_bytes, pages);
         if pages == 0 {
             return Ok(());
         }
         let others = self.store.set_aside(size_bytes, pages)?;
+        self.limits.most_bytes += others * size_bytes;
+        self.limits.share_bytes += others * size_bytes;
         self.fill(size_bytes, others)
     }
 
@@ -346,6 +348,7 @@ impl<'a> Search<'a> {
             // are made by moving what is in their way, at one end of memory first, until there are no more.
             probe.give_back(&mut self.pool(size_bytes))?;
             self.empty_cpu_lists()?;
+            check_interrupted()?;
             let _ = hugepages::compact_memory();
             // What has come back counts as available now.
             if let Ok(limits) = Limits::now(needed * size_bytes, self.strategy) {
@@ -558,6 +561,7 @@ struct PoolOf<'search, 'a> {
 
 impl Supply for PoolOf<'_, '_> {
     fn grow(&mut self, pages: u64) -> Result<u64, Failure> {
+        check_interrupted()?;
         let search = &*self.search;
         if search.better_until.is_none() {
             return search.store.grow(self.size_bytes, pages, search.node);
@@ -566,6 +570,7 @@ impl Supply for PoolOf<'_, '_> {
         let (mut came, mut step) = (0, 1);
         while came < pages && !search.is_late() {
             let wanted = step.min(pages - came);
+            check_interrupted()?;
             let began = Instant::now();
             let more = search.store.grow(self.size_bytes, wanted, search.node)?;
             came += more;
@@ -677,7 +682,7 @@ fn available_bytes(memory: &facts::MemoryInfo) -> u64 {
         .saturating_sub(margin_bytes)
 }
 
-/// How much memory may be taken, bytes.
+/// How much memory may be taken, bytes; what others have set aside as huge pages is not in it.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     /// The most that may be of use.
@@ -690,17 +695,16 @@ impl Limits {
     /// As things are now, for a payload of `needed_bytes`, of which nothing has been taken.
     fn now(needed_bytes: u64, strategy: Strategy) -> Result<Self, Failure> {
         let memory = facts::memory()?;
-        let mut share_bytes = available_bytes(&memory);
+        let share_bytes = available_bytes(&memory);
+        let mut all_bytes = share_bytes;
         for size in hugepages::sizes()? {
-            let pool_bytes = hugepages::Pool::of_size(size)?
-                .available()?
-                .saturating_mul(size);
-            share_bytes = share_bytes.saturating_add(pool_bytes);
+            let pool = hugepages::Pool::of_size(size)?;
+            all_bytes = all_bytes.saturating_add(pool.available()?.saturating_mul(size));
         }
-        if needed_bytes > share_bytes {
+        if needed_bytes > all_bytes {
             return Err(Failure::Memory {
                 needed_bytes,
-                available_bytes: share_bytes,
+                available_bytes: all_bytes,
             });
         }
         let factor = match strategy {
@@ -726,20 +730,32 @@ pub(crate) fn payload_room() -> Result<u64, Failure> {
     Ok(available_bytes(&facts::memory()?))
 }
 
-/// Refuses to take more memory than is to be had, of pages that cannot come from CMA.
+/// Refuses to have this process take more memory than is to be had.
 ///
 /// # Errors
 /// [`Failure::Memory`].
-pub(crate) fn check_available(needed_bytes: u64) -> Result<(), Failure> {
+pub(crate) fn check_available_to_us(needed_bytes: u64) -> Result<(), Failure> {
+    refuse_more_than(payload_room()?, needed_bytes)
+}
+
+/// Refuses to have the kernel take more memory for itself, which cannot come from CMA, than is to be had.
+///
+/// # Errors
+/// [`Failure::Memory`].
+pub(crate) fn check_available_to_kernel(needed_bytes: u64) -> Result<(), Failure> {
     let memory = facts::memory()?;
     let available_bytes = available_bytes(&memory).saturating_sub(memory.cma_free_bytes);
-    if needed_bytes > available_bytes {
-        return Err(Failure::Memory {
+    refuse_more_than(available_bytes, needed_bytes)
+}
+
+fn refuse_more_than(available_bytes: u64, needed_bytes: u64) -> Result<(), Failure> {
+    match needed_bytes > available_bytes {
+        true => Err(Failure::Memory {
             needed_bytes,
             available_bytes,
-        });
+        }),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// What must be left beside the pages, bytes: the rest of a load takes a few MiB (the holder's copy of this program,

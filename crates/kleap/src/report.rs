@@ -220,7 +220,7 @@ fn table(report: &Report) -> String {
     if report.counter.exec_requested == 0 {
         line!(
             text,
-            "shutdown is unknown: the kernel had everything since load, and was not told when to go by kleap exec"
+            "shutdown is unknown: the kernel had everything since load, and nobody noted when it was told to go"
         );
     }
     if report.counter.init_started.is_none() {

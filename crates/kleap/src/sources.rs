@@ -6,7 +6,7 @@
 
 use crate::LoadArguments;
 use crate::error::Failure;
-use crate::pieces::{Pieces, check_regular, input_error, reason};
+use crate::pieces::{Pieces, check_regular, input_error, read_error};
 use crate::progress::Bar;
 use crate::{output, place, units};
 use kleap_image::{Container, Header, Layer, Options, Part};
@@ -60,9 +60,9 @@ impl Bundle {
         let path = &arguments.image;
         let size_bytes = check_regular(path)?;
         let limit_bytes = kleap_image::MAX_FILE_BYTES as u64;
-        place::check_available(size_bytes.min(limit_bytes))?;
-        let file = facts::read_limited(path, limit_bytes)
-            .map_err(|error| input_error(path, reason(&error)))?;
+        place::check_available_to_us(size_bytes.min(limit_bytes))?;
+        let file =
+            facts::read_limited(path, limit_bytes).map_err(|error| read_error(path, error))?;
         let mut bar = Bar::new("decompressing the kernel");
         let found = kleap_image::KernelFile::parse(
             file,
@@ -239,7 +239,7 @@ impl Initrd {
 /// Reads an initrd and decompresses it, and says what that is worth.
 fn decompress(pieces: Pieces, path: &Path) -> Result<Vec<u8>, Failure> {
     let packed_bytes = pieces.size_bytes();
-    place::check_available(packed_bytes)?;
+    place::check_available_to_us(packed_bytes)?;
     let packed = pieces.take()?;
     // It will be in memory twice: here, and in its place.
     let limit_bytes = (place::payload_room()? / 2).min(DECOMPRESS_MAX_BYTES);
