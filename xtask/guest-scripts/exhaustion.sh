@@ -184,10 +184,11 @@ fallocate -l 40M /run/huge/held || finish fail "nobody else can hold huge pages"
 works env
 [ "$(cat $pool/nr_hugepages) $(cat $pool/free_hugepages)" = '20 0' ] ||
     finish fail "the load took pages of others: $(cat $pool/nr_hugepages) $(cat $pool/free_hugepages)"
-# The rest of memory as well, but for less than a payload takes. Not as far as it goes: then this shell has none
-# either, and the kernel ends.
+# The rest of memory as well, but for less than a load takes, which leaves more than this to others. Not as far as it
+# goes: then this shell has none either, and the kernel ends.
+too_little=$((($(stat -c %s $image) + $(stat -c %s $initrd)) / 1024 + 8000))
 available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
-echo $((20 + (available - 56000) / 2048)) >$pool/nr_hugepages
+echo $((20 + (available - too_little) / 2048)) >$pool/nr_hugepages
 fallocate -l $(($(cat $pool/free_hugepages) * 2))M /run/huge/rest || finish fail "the rest cannot be held"
 fails '6' env
 rm /run/huge/held /run/huge/rest
@@ -198,7 +199,7 @@ say "no memory"
 mount -t tmpfs -o size=100% tmpfs /tmp
 # Until there is less than the payload takes.
 available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
-fallocate -l $((available - 80000))K /tmp/filled || finish fail "memory cannot be filled"
+fallocate -l $((available - too_little))K /tmp/filled || finish fail "memory cannot be filled"
 fails '6' env
 umount /tmp
 works env
