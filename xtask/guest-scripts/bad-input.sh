@@ -262,7 +262,7 @@ for signal in INT HUP TERM; do
         case "$signal$code" in
         INT130 | HUP129 | TERM143) ended=$((ended + 1)) ;;
         # Done before it was asked.
-        *0) must kleap unload ;;
+        INT0 | HUP0 | TERM0) must kleap unload ;;
         *) finish fail "asked to end by SIG$signal after $delay s: exit code $code" ;;
         esac
         changed >/run/now

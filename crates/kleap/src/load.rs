@@ -505,6 +505,7 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
             bytes,
         });
     }
+    check_interrupted()?;
     store.prepare_commit(&loaded)?;
     announce_replacement(store);
     store.mark_exec()?;
