@@ -187,8 +187,7 @@ works env
 # The rest of memory as well, but for less than a load takes, which leaves more than this to others. Not as far as it
 # goes: then this shell has none either, and the kernel ends.
 too_little=$((($(stat -c %s $image) + $(stat -c %s $initrd)) / 1024 + 8000))
-available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
-echo $((20 + (available - too_little) / 2048)) >$pool/nr_hugepages
+echo $((20 + ($(available_kb) - too_little) / 2048)) >$pool/nr_hugepages
 fallocate -l $(($(cat $pool/free_hugepages) * 2))M /run/huge/rest || finish fail "the rest cannot be held"
 fails '6' env
 rm /run/huge/held /run/huge/rest
@@ -198,8 +197,7 @@ umount /run/huge
 say "no memory"
 mount -t tmpfs -o size=100% tmpfs /tmp
 # Until there is less than the payload takes.
-available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)
-fallocate -l $((available - too_little))K /tmp/filled || finish fail "memory cannot be filled"
+fallocate -l $(($(available_kb) - too_little))K /tmp/filled || finish fail "memory cannot be filled"
 fails '6' env
 umount /tmp
 works env

@@ -11,7 +11,7 @@ image=/mnt/Image
 initrd=/mnt/initrd
 payload=$(($(stat -c %s $image) + $(stat -c %s $initrd)))
 available() {
-    echo $(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) * 1024))
+    echo $(($(available_kb) * 1024))
 }
 if [ "$filled" = yes ]; then
     # All but that much is in use, as on a machine that has work to do.

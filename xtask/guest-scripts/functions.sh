@@ -64,6 +64,11 @@ refuse() {
     [ "$before" = "$after" ] || finish fail "the refusal changed the machine: $before, then $after"
 }
 
+# Memory that is available, as the kernel says it.
+available_kb() {
+    sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo
+}
+
 # What a command that did nothing must not have changed.
 state() {
     echo "kexec_loaded=$(cat /sys/kernel/kexec_loaded) $(kleap-guest hugepages | tr '\n' ' ')"

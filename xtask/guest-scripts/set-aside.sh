@@ -2,9 +2,6 @@
 # done with what there is or refused; nobody is ended for it, and the pages that were set aside are as many as before.
 
 pool=/sys/kernel/mm/hugepages/hugepages-2048kB
-available_kb() {
-    sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo
-}
 # Somebody works with 10 MB, takes them and gives them back, without end; a process that is ended for want of memory says so.
 sh -c 'while dd if=/dev/zero of=/dev/null bs=10M count=4 2>/dev/null; do :; done; echo ended >/run/bystander' &
 loaded=0

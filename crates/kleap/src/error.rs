@@ -2,6 +2,7 @@
 
 use kleap_linux::interrupts::{self, EXIT_CODE_BASE};
 use kleap_plan::{LayoutError, StageError};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 /// Shown by `--help`; the man page has the same table.
@@ -118,16 +119,8 @@ impl Failure {
                 | Linux::FileRefused(_)
                 | Linux::NoAddresses,
             ) => 5,
-            Self::Linux(Linux::File { source, .. })
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                5
-            }
-            Self::Linux(Linux::File { source, .. })
-                if source.kind() == std::io::ErrorKind::OutOfMemory =>
-            {
-                6
-            }
+            Self::Linux(error) if error.file_error_kind() == Some(ErrorKind::PermissionDenied) => 5,
+            Self::Linux(error) if error.file_error_kind() == Some(ErrorKind::OutOfMemory) => 6,
             Self::Linux(Linux::HugePages { .. } | Linux::Limited { .. } | Linux::KernelMemory)
             | Self::Layout(_)
             | Self::Memory { .. }

@@ -6,7 +6,7 @@
 
 use crate::error::Failure;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn input_error(path: &Path, what: impl ToString) -> Failure {
@@ -39,12 +39,8 @@ pub(crate) fn reason(error: &kleap_linux::Error) -> String {
 
 /// Why a file that was given cannot be read. Too little memory is nothing that is wrong with the file.
 pub(crate) fn read_error(path: &Path, error: kleap_linux::Error) -> Failure {
-    match &error {
-        kleap_linux::Error::File { source, .. }
-            if source.kind() == std::io::ErrorKind::OutOfMemory =>
-        {
-            error.into()
-        }
+    match error.file_error_kind() {
+        Some(ErrorKind::OutOfMemory) => error.into(),
         _ => input_error(path, reason(&error)),
     }
 }

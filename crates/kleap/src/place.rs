@@ -196,7 +196,6 @@ impl<'a> Search<'a> {
 
     /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
     fn take(&mut self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
-        check_interrupted()?;
         let pages = self.at_most(size_bytes, pages);
         if pages == 0 {
             return Ok(0);
@@ -561,7 +560,6 @@ struct PoolOf<'search, 'a> {
 
 impl Supply for PoolOf<'_, '_> {
     fn grow(&mut self, pages: u64) -> Result<u64, Failure> {
-        check_interrupted()?;
         let search = &*self.search;
         if search.better_until.is_none() {
             return search.store.grow(self.size_bytes, pages, search.node);
@@ -570,7 +568,6 @@ impl Supply for PoolOf<'_, '_> {
         let (mut came, mut step) = (0, 1);
         while came < pages && !search.is_late() {
             let wanted = step.min(pages - came);
-            check_interrupted()?;
             let began = Instant::now();
             let more = search.store.grow(self.size_bytes, wanted, search.node)?;
             came += more;

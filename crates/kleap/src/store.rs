@@ -16,7 +16,7 @@
 //! the first at one instant or leaves it as it was, and a payload that no `state.json` names is what an
 //! interrupted load left behind: the next command that changes something removes it.
 
-use crate::error::Failure;
+use crate::error::{Failure, check_interrupted};
 use crate::payload::{FileNote, Files, Loaded, used_pages};
 use crate::{output, units};
 use kleap_linux::holder;
@@ -24,6 +24,7 @@ use kleap_linux::hugepages::{self, PageFile, Pool};
 use kleap_linux::tunables::{self, Tunable};
 use kleap_plan::Owned;
 use serde::{Deserialize, Serialize};
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -127,11 +128,7 @@ fn read<T: for<'de> Deserialize<'de>>(name: &str) -> Result<Option<T>, Failure> 
     let path = path(name);
     let bytes = match kleap_linux::facts::read_limited(&path, STATE_MAX_BYTES) {
         Ok(bytes) => bytes,
-        Err(kleap_linux::Error::File { source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound =>
-        {
-            return Ok(None);
-        }
+        Err(error) if error.file_error_kind() == Some(ErrorKind::NotFound) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     serde_json::from_slice(&bytes)
@@ -309,11 +306,12 @@ impl Store {
         if !Path::new(ROOT).exists() {
             return Ok(());
         }
-        // First, whatever fails after it. What is given back below may stay on the lists of CPUs, as is usual.
-        self.restore_tunables();
-        let Some(loaded) = self.loaded()? else {
+        let Some(loaded) = self.loaded().transpose() else {
             return self.remove_all();
         };
+        // First, whatever fails after it. What is given back below may stay on the lists of CPUs, as is usual.
+        self.restore_tunables();
+        let loaded = loaded?;
         for (directory, _) in page_directories()? {
             if !hugepages::is_mounted(&directory) {
                 continue;
@@ -561,13 +559,15 @@ impl Store {
         Ok(others)
     }
 
-    /// Adds up to `pages` pages to a pool, from `node` where it has some; returns how many came.
+    /// Adds up to `pages` pages to a pool, from `node` where it has some; returns how many came. Ends if somebody has asked
+    /// for that.
     pub(crate) fn grow(
         &self,
         page_size_bytes: u64,
         pages: u64,
         node: Option<u32>,
     ) -> Result<u64, Failure> {
+        check_interrupted()?;
         // The note of it is below the root, which has to be there.
         make_directory(Path::new(ROOT))?;
         self.reserve(&Pool::of_size(page_size_bytes)?, pages, node)

@@ -1,6 +1,7 @@
 //! What Linux may answer, in words.
 
 use rustix::io::Errno;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Why Linux did not do what it was asked.
@@ -128,19 +129,33 @@ impl Error {
         }
     }
 
+    /// What the operating system said, if it is about a file.
+    #[must_use]
+    pub fn file_error_kind(&self) -> Option<ErrorKind> {
+        match self {
+            Self::File { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
     /// What the user can do about it, where there is something.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
+        match self.file_error_kind() {
+            Some(ErrorKind::PermissionDenied) => {
+                return Some("run it as root, in the initial user namespace");
+            }
+            Some(ErrorKind::OutOfMemory) => {
+                return Some(
+                    "free memory, or run it without a limit of its address space (ulimit -v), if it has one",
+                );
+            }
+            _ => {}
+        }
         match self {
             Self::Privilege { .. } | Self::NoAddresses => {
                 Some("run it as root, in the initial user namespace")
             }
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Some("run it as root, in the initial user namespace")
-            }
-            Self::File { source, .. } if source.kind() == std::io::ErrorKind::OutOfMemory => Some(
-                "free memory, or run it without a limit of its address space (ulimit -v), if it has one",
-            ),
             Self::NoKexec => Some("boot a kernel with CONFIG_KEXEC=y, or reboot the ordinary way"),
             Self::HugePages { .. } => Some(
                 "free memory (or load earlier after boot, when memory is less fragmented), or load a smaller initrd",

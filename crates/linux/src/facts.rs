@@ -167,13 +167,17 @@ pub fn cpus() -> Option<Cpus> {
 }
 
 /// The CPU on which the kernel will jump: the one in `/sys/kernel/reboot/cpu`, CPU 0 where there is no such
-/// file (before 5.11).
+/// file (before 5.11); and if that is not online, the first that is (`migrate_to_reboot_cpu` in kernel/reboot.c).
 #[must_use]
 pub fn reboot_cpu() -> u32 {
-    std::fs::read_to_string("/sys/kernel/reboot/cpu")
+    let wanted = std::fs::read_to_string("/sys/kernel/reboot/cpu")
         .ok()
         .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
+        .unwrap_or(0);
+    match cpu_list("online").as_deref() {
+        Some(online @ [first, ..]) if !online.contains(&wanted) => *first,
+        _ => wanted,
+    }
 }
 
 /// The main interrupt controller, by the name of Linux' driver.

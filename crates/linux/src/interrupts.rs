@@ -1,8 +1,9 @@
 //! Signals that ask a command to end, noticed between its steps.
 //!
-//! What a load has changed when it is killed is put back by the next command. Ctrl-C, a terminal that goes away and a service that
-//! is stopped are everyday events, and there may be no next command: so these only leave a mark, and the command ends by
-//! itself where it can give everything back. A second one of the same kind ends it at once, in case it does not get there.
+//! What a load has changed when it is killed is put back by the next command. Ctrl-C, a terminal that goes away and a
+//! service that is stopped are everyday events, and there may be no next command: so these only leave a mark, and the
+//! command ends by itself where it can give everything back. A second one of the same kind ends it at once, in case it
+//! does not get there.
 //!
 //! Rejected: doing the work in a child process that can be killed at any moment, and putting everything back in its parent,
 //! which could be killed as well.

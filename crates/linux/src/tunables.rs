@@ -3,13 +3,14 @@
 //! Two of its habits are in the way of a pool of huge pages that grows. It raises its reserves where memory is
 //! fragmented, and what is below them is given to nobody. And each CPU keeps what it has freed on lists of its own:
 //! since Linux 6.7, whose lists grow by themselves, a good part of what is free can lie there, whole huge pages
-//! included, where neither `MemAvailable` nor whoever makes a pool larger on another CPU finds it. Both can be set in `/proc/sys/vm` for as long
-//! as it takes.
+//! included, where neither `MemAvailable` nor whoever makes a pool larger on another CPU finds it. Both can be set in
+//! `/proc/sys/vm` for as long as it takes.
 //!
 //! Rejected: taking CPUs offline, which does empty their lists; looking for the pages from each CPU in turn, which
 //! finds what that one keeps and nothing that has to be merged with another's.
 
 use crate::{Error, hugepages};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -80,9 +81,7 @@ impl Tunable {
     pub fn get(self) -> Result<Option<u64>, Error> {
         match hugepages::read_count(&self.path()) {
             Ok(value) => Ok(Some(value)),
-            Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Ok(None)
-            }
+            Err(error) if error.file_error_kind() == Some(ErrorKind::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -382,24 +382,18 @@ fn cpus(facts: &Facts) -> Words {
         ))
         .remedy("boot this kernel with nr_cpus=1 on its command line: with one CPU there is none to stop");
     }
-    // Where that one is not online, the kernel takes the first that is (`migrate_to_reboot_cpu`).
-    let jumps = if cpus.online.contains(&cpus.reboot) {
-        cpus.reboot
-    } else {
-        cpus.online.first().copied().unwrap_or(cpus.reboot)
-    };
     let others: Vec<u32> = cpus
         .unstoppable
         .iter()
         .copied()
-        .filter(|cpu| *cpu != jumps)
+        .filter(|cpu| *cpu != cpus.reboot)
         .collect();
     if let [first, ..] = others[..] {
         return Words::no(format!(
             "CPU {} cannot be stopped (a trusted operating system may live there), and the jump is made on CPU {}: \
              the kernel would end in a BUG half way",
             list(&others),
-            jumps
+            cpus.reboot
         ))
         .remedy(format!(
             "jump on that CPU, if it is the only one: echo {first} > /sys/kernel/reboot/cpu"
@@ -410,7 +404,7 @@ fn cpus(facts: &Facts) -> Words {
             "{} online, {} possible; the kernel can stop all but CPU {}, which jumps",
             cpus.online.len(),
             cpus.possible,
-            jumps
+            cpus.reboot
         ))
     })
 }
