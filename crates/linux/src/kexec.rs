@@ -41,6 +41,12 @@ pub const SEGMENTS_MAX: usize = 16;
 /// Most bytes of a command line with the NUL at its end (`COMMAND_LINE_SIZE` of arm64).
 pub const COMMAND_LINE_MAX_BYTES: usize = 2048;
 
+/// How often `kexec_load` is called where it has no memory. It asks for a page with `__GFP_NORETRY`, which gives up when
+/// one round of reclaim has freed only pages that the kernel itself cannot use (CMA), with any number of others in caches;
+/// the kernel goes on to free those while we wait.
+const MEMORY_TRIES: u32 = 5;
+/// How long is waited in between.
+const MEMORY_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 const LOAD: &str = "kexec_load";
 const FILE_LOAD: &str = "kexec_file_load";
 
@@ -447,7 +453,15 @@ fn load_for(purpose: Purpose, entry: PhysAddr, segments: &[Segment<'_>]) -> Resu
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    call(entry.as_u64(), &kernel_segments, purpose.flags()).map_err(|errno| {
+    let mut answer = call(entry.as_u64(), &kernel_segments, purpose.flags());
+    for _ in 1..MEMORY_TRIES {
+        if answer != Err(Errno::NOMEM) {
+            break;
+        }
+        std::thread::sleep(MEMORY_PAUSE);
+        answer = call(entry.as_u64(), &kernel_segments, purpose.flags());
+    }
+    answer.map_err(|errno| {
         let ranges: Vec<_> = arranged
             .iter()
             .map(|(range, _)| range.to_string())
