@@ -183,7 +183,10 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     // Before anything is read: a page that the kernel has given up cannot be.
     check_memory(&loaded.layout, &memory)?;
     // From here on nothing moves any more, where the kernel allows that; what has moved is found below.
-    let pin = Pin::new(&files.regions(&loaded.layout));
+    let pin = Pin::preferring(
+        memory.pin_first(&loaded.layout),
+        &files.regions(&loaded.layout),
+    );
     if let Err(error) = &pin {
         output::warn(&format!("warning: {error}"));
     }

@@ -10,7 +10,7 @@ use crate::payload::{Loaded, runs, used_pages};
 use crate::store;
 use kleap_linux::holder::{self, Holder};
 use kleap_linux::hugepages::PageFile;
-use kleap_linux::pin::Method;
+use kleap_linux::pin::{Method, Pin};
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -55,14 +55,17 @@ pub(crate) fn parse(word: &str) -> Option<(u64, usize, Vec<Range<usize>>, PathBu
     Some((page_size_bytes, pages, runs, fields.next()?.into()))
 }
 
-/// Starts the holder of a payload that is about to be committed; `None`, with a warning, if it cannot hold.
-pub(crate) fn start(loaded: &Loaded) -> Option<(Holder, Method)> {
+/// Starts the holder of a payload that is about to be committed, and that `pin` keeps until then; `None`, with a warning,
+/// if it cannot hold.
+pub(crate) fn start(loaded: &Loaded, pin: Option<&Pin>) -> Option<(Holder, Method)> {
     let sizes: Vec<u64> = loaded
         .files
         .iter()
         .map(|file| file.page_size_bytes)
         .collect();
     let mut words = vec![OsString::from("hold")];
+    // The other method might move them.
+    words.extend(pin.map(|pin| OsString::from(pin.method().name())));
     for ((file, path), pages) in loaded
         .files
         .iter()
@@ -102,9 +105,11 @@ pub(crate) fn hold(words: &[String]) -> Result<(), Failure> {
             parse(word).ok_or_else(|| Failure::Unsupported(format!("cannot hold {word:?}")))?;
         Ok((PageFile::open(&path, pages, page_size_bytes)?, runs))
     };
-    let files: Result<Vec<_>, Failure> = words.iter().take(FILES_MAX).map(open).collect();
+    let first = words.first().and_then(|word| Method::from_name(word));
+    let files = words.iter().skip(usize::from(first.is_some()));
+    let files: Result<Vec<_>, Failure> = files.take(FILES_MAX).map(open).collect();
     match files {
-        Ok(files) => Ok(holder::serve(files)?),
+        Ok(files) => Ok(holder::serve(first, files)?),
         Err(failure) => {
             holder::answer_error(&failure)?;
             Err(failure)

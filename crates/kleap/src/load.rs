@@ -361,7 +361,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         exec::stage(&trial, &payload.memory).map(|_| ())
     };
     // Pinned by this process until the holder has them too.
-    let Placed { layout, pin: _pin } = place::find(
+    let Placed { layout, pin } = place::find(
         store,
         &mut new,
         &payload.requirements(place::STAGE_BYTES),
@@ -401,7 +401,7 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
     loaded.early = payload.arguments.early;
     // What `exec` will do is tried out now, while there is nothing to lose.
     let stage = exec::stage(&loaded, &payload.memory)?;
-    let holder = hold::start(&loaded);
+    let holder = hold::start(&loaded, pin.as_ref());
     loaded.pinned_by = holder.as_ref().map(|(_, method)| method.name().to_owned());
     check_interrupted()?;
     store.prepare_commit(&loaded)?;

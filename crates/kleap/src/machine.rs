@@ -6,10 +6,11 @@ use crate::{output, units};
 use kleap_acpi::ConsoleKind;
 use kleap_devicetree::{Conduit, Tree, UartKind};
 use kleap_linux::consoles::{self, SerialKind};
+use kleap_linux::pin::Method;
 use kleap_linux::{facts, kexec, memory_blocks, pageflags};
 use kleap_memmap::{PhysRange, PhysRanges, iomem};
 use kleap_plan::kexec_cost::{self, Hazard, KernelVersion, KexecCostInput};
-use kleap_plan::{Device, Owned};
+use kleap_plan::{Device, Layout, Owned};
 use kleap_relocator::abi::{self, Lpis};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -130,6 +131,13 @@ impl Memory {
                 lasting: self.lasting.within(window),
             },
         }
+    }
+
+    /// The method to try first where all of a layout's pages have to stay where they are, though some lie where the other
+    /// one moves them away.
+    pub(crate) fn pin_first(&self, layout: &Layout) -> Option<Method> {
+        let lasts = |part: Owned| self.lasting.contains_range(part.range());
+        (!layout.owned().all(lasts)).then_some(Method::Pipe)
     }
 
     /// What may be mapped as Normal memory: plain memory, and what we own.

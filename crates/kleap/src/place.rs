@@ -4,18 +4,20 @@
 //! there is a run for every piece, within limits that leave the machine its memory:
 //!
 //! 1. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
-//!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken;
+//!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken, those that are CMA's only
+//!    where there is no other place;
 //! 2. if that is not enough, all of them go back, single CPUs give back what they keep, memory is compacted, and they
 //!    are looked for once more;
-//! 3. larger ones, one of which is a run by itself: for that, what is of no use has been given back;
-//! 4. smaller ones, where there are not even enough to hold the payload.
+//! 3. those that the best place lacks, which may have been left over when the limit was reached;
+//! 4. larger ones, one of which is a run by itself: for that, what is of no use has been given back;
+//! 5. smaller ones, where there are not even enough to hold the payload.
 //!
 //! What then still has no run goes to the place that has the most of it already, and only the rest is moved
 //! at hand-over. Nothing is kept that the layout does not use.
 //!
 //! Where the kernel does not show where the pages of a pool are, pages are taken, looked at, and given back.
 //!
-//! Pinning can move pages (out of memory that the kernel wants to keep movable), and pages can migrate until
+//! Pinning can move pages (out of memory that the kernel wants to keep movable, which is avoided for CMA), and pages can migrate until
 //! they are pinned. So addresses are read again when the pages are pinned, and what moved meanwhile is laid
 //! out again.
 
@@ -63,6 +65,8 @@ const BETTER_WAIT: Duration = Duration::from_secs(10);
 const BETTER_STEP_BYTES: u64 = 8 << 20;
 /// And a single page, after a step that took longer than this.
 const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
+/// How often pages are asked for that a layout lacks, each time with less to be moved than before.
+const REFINE_ROUNDS: u32 = 4;
 /// How often pages that moved while they were pinned are laid out again.
 const PIN_TRIES: u32 = 4;
 
@@ -342,6 +346,13 @@ impl<'a> Search<'a> {
         let began = Instant::now();
         let mut layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
         self.is_slow = self.strategy == Strategy::Auto && began.elapsed() >= BETTER_WAIT;
+        if strategy == Strategy::InPlace {
+            // Before memory is compacted, which fills CMA with what others have.
+            layout = layout.or_else(|| {
+                self.layout_of(&probe, size_bytes, strategy, Which::All)
+                    .ok()
+            });
+        }
         if layout.is_none() && strategy == Strategy::InPlace && !self.is_slow {
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
@@ -370,19 +381,57 @@ impl<'a> Search<'a> {
             .find_map(|(strategy, which)| self.layout_of(&probe, size_bytes, strategy, which).ok())
         });
         let wanted: BTreeSet<PhysAddr> = match &layout {
-            Some(layout) => layout
-                .owned()
-                .flat_map(|part| {
-                    let (first, end) = (part.address.align_down(size_bytes), part.range().end());
-                    std::iter::successors(Some(first), move |page| page.checked_add(size_bytes))
-                        .take_while(move |page| *page < end)
-                })
-                .collect(),
+            Some(layout) => pages_of(layout.owned(), size_bytes),
             // Too few even to hold everything: all of them, then, and more of other sizes.
             None => probe.addresses().collect(),
         };
         probe.claim(&mut self.pool(size_bytes), &wanted)?;
         Ok(true)
+    }
+
+    /// Asks for the pages that the best layout lacks where it is to be, with everything else given back. The kernel hands out
+    /// what is left over in small pieces first, and those are what lay between the pages that came when the limit was reached.
+    fn refine(&mut self, size_bytes: u64) -> Result<(), Failure> {
+        let mut least_moved_bytes = u64::MAX;
+        for _ in 0..REFINE_ROUNDS {
+            if self.is_slow || self.is_late() {
+                break;
+            }
+            let Ok(layout) = self.choose(&self.owned()?, Strategy::Auto) else {
+                break;
+            };
+            let moved_bytes = layout.moved_bytes();
+            if moved_bytes == 0 || moved_bytes >= least_moved_bytes {
+                break;
+            }
+            least_moved_bytes = moved_bytes;
+            self.trim(&layout)?;
+            check_interrupted()?;
+            let pages = self.at_most(size_bytes, u64::MAX);
+            let mut probe = Probe::new(&mut self.pool(size_bytes))?;
+            if probe.grow(&mut self.pool(size_bytes), pages)? > 0 {
+                self.put_back_too_much(&mut probe, size_bytes)?;
+            }
+            let new = self.payload.files.len();
+            let mut owned = self.owned()?;
+            owned.extend(
+                probe
+                    .addresses()
+                    .enumerate()
+                    .map(|(number, address)| Owned {
+                        address,
+                        size_bytes,
+                        file: new,
+                        offset_bytes: number as u64 * size_bytes,
+                    }),
+            );
+            let wanted = match self.choose(&owned, Strategy::Auto) {
+                Ok(layout) => pages_of(layout.owned().filter(|part| part.file == new), size_bytes),
+                Err(_) => BTreeSet::new(),
+            };
+            probe.claim(&mut self.pool(size_bytes), &wanted)?;
+        }
+        Ok(())
     }
 
     /// Has single CPUs give back what they keep; once.
@@ -407,6 +456,12 @@ impl<'a> Search<'a> {
         let probed = self.probe(first_size, needed)?;
         if probed && let Ok(layout) = self.try_first()? {
             return Ok(layout);
+        }
+        if probed && self.strategy != Strategy::Relocate {
+            self.refine(first_size)?;
+            if let Ok(layout) = self.try_first()? {
+                return Ok(layout);
+            }
         }
         let missing = needed_bytes
             .saturating_sub(self.held_bytes)
@@ -509,7 +564,7 @@ impl<'a> Search<'a> {
                 let file = file.pages()?;
                 regions.extend(runs(pages).into_iter().map(|pages| Region { file, pages }));
             }
-            let pin = match Pin::new(&regions) {
+            let pin = match Pin::preferring(self.memory.pin_first(&layout), &regions) {
                 Ok(pin) => Some(pin),
                 Err(error) => {
                     output::warn(&format!(
@@ -540,6 +595,17 @@ impl<'a> Search<'a> {
             "the kernel keeps moving the payload's pages, or finds bad memory where it lies".into(),
         ))
     }
+}
+
+/// The pages that parts lie in.
+fn pages_of(parts: impl Iterator<Item = Owned>, size_bytes: u64) -> BTreeSet<PhysAddr> {
+    parts
+        .flat_map(|part| {
+            let (first, end) = (part.address.align_down(size_bytes), part.range().end());
+            std::iter::successors(Some(first), move |page| page.checked_add(size_bytes))
+                .take_while(move |page| *page < end)
+        })
+        .collect()
 }
 
 /// Whether more pages may help.

@@ -334,8 +334,11 @@ fn answer(line: &str) -> Result<(), Error> {
 ///
 /// # Errors
 /// If the pages cannot be pinned (`load` is told), or the process cannot go on its own.
-pub fn serve(files: Vec<(PageFile, Vec<Range<usize>>)>) -> Result<(), Error> {
-    let pin = match hold(&files) {
+pub fn serve(
+    first: Option<Method>,
+    files: Vec<(PageFile, Vec<Range<usize>>)>,
+) -> Result<(), Error> {
+    let pin = match hold(first, &files) {
         Ok(pin) => pin,
         Err(error) => {
             answer_error(&error)?;
@@ -376,7 +379,7 @@ pub fn serve(files: Vec<(PageFile, Vec<Range<usize>>)>) -> Result<(), Error> {
     Ok(())
 }
 
-fn hold(files: &[(PageFile, Vec<Range<usize>>)]) -> Result<Pin, Error> {
+fn hold(first: Option<Method>, files: &[(PageFile, Vec<Range<usize>>)]) -> Result<Pin, Error> {
     for (file, _) in files {
         let deadline = Deadline::new(LOCK_DEADLINE_MS);
         // `is_held` has a lock for an instant; another holder has it for good.
@@ -394,7 +397,7 @@ fn hold(files: &[(PageFile, Vec<Range<usize>>)]) -> Result<Pin, Error> {
             runs.map(move |pages| Region { file, pages })
         })
         .collect();
-    Pin::new(&regions)
+    Pin::preferring(first, &regions)
 }
 
 fn is_told_to_go() -> Result<bool, Error> {

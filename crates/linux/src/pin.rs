@@ -13,7 +13,8 @@
 //!   way. It may be turned off (`kernel.io_uring_disabled`, seccomp, CONFIG_IO_URING), and without
 //!   CAP_IPC_LOCK the pages count against RLIMIT_MEMLOCK.
 //! - **pipe**: vmsplice(2) of one byte of each page leaves a reference to it in the pipe. Any kernel can do
-//!   that, but the page stays in memory from which it should go, and offlining that memory fails then.
+//!   that, but the page stays in memory from which it should go: offlining that memory fails then, and a device that wants
+//!   CMA gets other CMA, or none. Where a payload lies in CMA because there is no other place for it, that is wanted.
 //!
 //! So the order is: pin, *then* read pagemap, and read it again before the jump.
 //!
@@ -122,8 +123,18 @@ impl Pin {
     /// # Errors
     /// [`Error::NotPinned`] with each method's reason; an error if a region is outside its file.
     pub fn new(regions: &[Region<'_>]) -> Result<Self, Error> {
+        Self::preferring(None, regions)
+    }
+
+    /// The same, but this method is tried before all others. [`Method::Pipe`] leaves pages where they are, CMA included.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn preferring(first: Option<Method>, regions: &[Region<'_>]) -> Result<Self, Error> {
         let mut reasons = Vec::new();
-        for method in Method::in_order(&crate::facts::kernel_release().0) {
+        let others = Method::in_order(&crate::facts::kernel_release().0);
+        let others = others.into_iter().filter(|method| Some(*method) != first);
+        for method in first.into_iter().chain(others) {
             match Self::by(method, regions) {
                 Err(Error::Call { call, source }) => {
                     reasons.push(format!("{method}: {call}: {source}"));

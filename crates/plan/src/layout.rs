@@ -253,6 +253,15 @@ impl Layout {
         self.places().all(Place::is_in_place)
     }
 
+    /// What is moved at hand-over, bytes.
+    #[must_use]
+    pub fn moved_bytes(&self) -> u64 {
+        self.places()
+            .flat_map(Place::parts_with_targets)
+            .filter(|(part, target)| part.address != *target)
+            .fold(0, |sum: u64, (part, _)| sum.saturating_add(part.size_bytes))
+    }
+
     /// Where everything ends up, stage included.
     fn occupied(&self) -> PhysRanges {
         self.places()
@@ -942,15 +951,9 @@ impl Chooser<'_> {
 
 /// Bytes that a layout leaves to be moved, and bytes of its targets that are not ours.
 fn cost(layout: &Layout) -> (u64, u64) {
-    let moved_bytes = layout
-        .places()
-        .flat_map(Place::parts_with_targets)
-        .filter(|(part, target)| part.address != *target)
-        .map(|(part, _)| part.size_bytes)
-        .sum();
     let owned: PhysRanges = layout.owned().map(|part| part.range()).collect();
     let foreign_bytes = layout.occupied().difference(&owned).size_bytes();
-    (moved_bytes, foreign_bytes)
+    (layout.moved_bytes(), foreign_bytes)
 }
 
 /// Chooses a place for every piece.
