@@ -33,6 +33,14 @@ page_cache() {
     echo 1024 >/sys/block/loop0/queue/read_ahead_kb
 }
 
+# Mounts the disk that holds the payload.
+mount_disk() {
+    for module in virtio_mmio virtio_blk nls_cp437 nls_ascii fat vfat; do
+        insmod /lab/$module.ko || finish fail "no $module"
+    done
+    mount -t vfat -o ro /dev/vda1 /payload || finish fail "no disk"
+}
+
 # Processes that keep what is loaded pinned.
 holders() {
     for process in /proc/[0-9]*; do

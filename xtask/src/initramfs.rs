@@ -149,6 +149,15 @@ pub(crate) struct Payload {
     pub(crate) total_bytes: u64,
 }
 
+/// Where a machine finds it.
+#[derive(Debug, Clone)]
+pub(crate) enum PayloadPlace {
+    /// In the initramfs, below `/payload`.
+    Initramfs,
+    /// On a disk that is made of this directory.
+    Directory(PathBuf),
+}
+
 /// The second initrd as it was written.
 #[derive(Debug, Clone)]
 pub(crate) struct SecondInitrd {
@@ -186,6 +195,7 @@ pub(crate) fn write_first(
     path: &Path,
     base: &Base,
     payload: &Payload,
+    place: &PayloadPlace,
     script: impl FnOnce(&SecondInitrd) -> Result<(String, ExtraFiles)>,
 ) -> Result<SecondInitrd> {
     let Base(base) = base;
@@ -203,8 +213,17 @@ pub(crate) fn write_first(
         sink.write_all(base)?;
         let mut archive = Archive::new(&mut sink);
         archive.directory("payload")?;
-        archive.stream("payload/Image", image_bytes, &mut image)?;
-        archive.stream("payload/initrd", initrd.size_bytes, &mut initrd)?;
+        match place {
+            PayloadPlace::Initramfs => {
+                archive.stream("payload/Image", image_bytes, &mut image)?;
+                archive.stream("payload/initrd", initrd.size_bytes, &mut initrd)?;
+            }
+            PayloadPlace::Directory(directory) => {
+                fs::create_dir_all(directory)?;
+                io::copy(&mut image, &mut File::create(directory.join("Image"))?)?;
+                io::copy(&mut initrd, &mut File::create(directory.join("initrd"))?)?;
+            }
+        }
         archive.finish()?;
         Ok(())
     };

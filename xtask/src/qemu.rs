@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::lab;
 use crate::qmp::{Event, Qmp};
 use crate::toolchain::QemuSystem;
 
@@ -84,6 +83,8 @@ pub(crate) struct Description {
     pub(crate) memory_words: &'static str,
     /// More words for QEMU.
     pub(crate) machine_words: &'static [&'static str],
+    /// A directory below the machine's own, which the machine sees as a disk with a FAT file system.
+    pub(crate) disk: Option<&'static str>,
     /// Whether the machine starts again after a reset; if not, that is its end.
     pub(crate) reboots: bool,
     /// Whether to open a socket for a debugger, which stops the machine when it connects.
@@ -118,14 +119,13 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Starts a machine. `run_directory` is its own, for sockets; `log` gets the console.
+    /// Starts a machine. `run_directory` is its own, for sockets and its disk; `log` gets the console.
     pub(crate) fn start(
         qemu: &QemuSystem,
         description: &Description,
         run_directory: &Path,
         log: &Path,
     ) -> Result<Self> {
-        lab::fresh_directory(run_directory)?;
         if let Some(directory) = log.parent() {
             fs::create_dir_all(directory)
                 .with_context(|| format!("cannot create {}", directory.display()))?;
@@ -448,6 +448,13 @@ fn command_words(qemu: &QemuSystem, description: &Description) -> Vec<String> {
     add("-kernel", description.kernel.display().to_string());
     add("-initrd", description.initrd.display().to_string());
     add("-append", description.command_line.clone());
+    if let Some(disk) = description.disk {
+        add(
+            "-drive",
+            format!("if=none,id=disk,format=raw,readonly=on,file=fat:{disk}"),
+        );
+        add("-device", "virtio-blk-device,drive=disk".to_owned());
+    }
     if description.debugger {
         add("-gdb", "unix:gdb,server=on,wait=off".to_owned());
     }

@@ -258,6 +258,8 @@ pub(crate) struct Row {
     pub(crate) memory_words: &'static str,
     /// More words for QEMU.
     pub(crate) machine_words: &'static [&'static str],
+    /// Whether the payload is on a disk, not in the first initramfs.
+    pub(crate) is_payload_on_disk: bool,
     /// Modules of the first kernel, to be found in /lab.
     pub(crate) modules: &'static [&'static str],
     /// What `--verify` says, where it is given; then the second kernel must report the same.
@@ -316,6 +318,7 @@ impl Row {
             second,
             memory_words: "",
             machine_words: &[],
+            is_payload_on_disk: false,
             modules: &[],
             verify: None,
             nothing_moved: false,

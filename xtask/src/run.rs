@@ -16,7 +16,7 @@ use crate::chain;
 use crate::check;
 use crate::cpio::Archive;
 use crate::formats::{self, Tools};
-use crate::initramfs::{self, Base, Payload, SecondInitrd};
+use crate::initramfs::{self, Base, Payload, PayloadPlace, SecondInitrd};
 use crate::kexec_diff;
 use crate::lab::{self, Lab};
 use crate::qemu::{self, Description, Line, Machine};
@@ -27,6 +27,8 @@ use crate::witness;
 
 /// The tree of the board that `raspi3b` is.
 const RASPI3B_TREE: &str = "bcm2837-rpi-3-b.dtb";
+/// What is on a machine's disk, in its own directory.
+const PAYLOAD_DIRECTORY: &str = "payload";
 /// Until the first kernel's script runs, with a large initramfs on a busy machine.
 pub(crate) const FIRST_BOOT_DEADLINE_MS: u64 = 180_000;
 /// From there to the verdict: load, hand-over, boot, digest.
@@ -74,8 +76,12 @@ impl Assets {
         }
         let mut modules = BTreeMap::new();
         for row in rows {
+            if row.modules.is_empty() {
+                continue;
+            }
+            let directory = setup::modules(lab, row.first, row.modules)?;
             for &name in row.modules {
-                let path = setup::module(lab, row.first, name)?;
+                let path = directory.join(format!("{name}.ko"));
                 let content =
                     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
                 modules.insert((row.first, name), content);
@@ -267,7 +273,6 @@ pub(crate) fn start(lab: &Lab, assets: &Assets, row: &Row, token: &str) -> Resul
         &assets.base
     };
     let guard = RemovedFile(initrd.clone());
-    // Emptied before the machine gets it for its sockets.
     lab::fresh_directory(&run_directory)?;
     let command_line = write_initramfs(&initrd, assets, base, row, token, &run_directory)?;
     let description = Description {
@@ -299,6 +304,7 @@ pub(crate) fn start(lab: &Lab, assets: &Assets, row: &Row, token: &str) -> Resul
         command_line,
         memory_words: row.memory_words,
         machine_words: row.machine_words,
+        disk: row.is_payload_on_disk.then_some(PAYLOAD_DIRECTORY),
         reboots: row.reboots,
         debugger: row.witness,
     };
@@ -396,7 +402,11 @@ fn write_initramfs(
         }
         _ => {}
     }
-    initramfs::write_first(path, base, &payload, |second| {
+    let place = match row.is_payload_on_disk {
+        true => PayloadPlace::Directory(directory.join(PAYLOAD_DIRECTORY)),
+        false => PayloadPlace::Initramfs,
+    };
+    initramfs::write_first(path, base, &payload, &place, |second| {
         let second = expected.as_ref().unwrap_or(second);
         Ok((row.script_text(token, second), extra_files))
     })?;

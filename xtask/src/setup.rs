@@ -192,54 +192,45 @@ fn fetch_kernel(lab: &Lab, source: &KernelSource, directory: &Path) -> Result<St
     Ok(version)
 }
 
-/// A module of a kernel, as it is in the kernel's package, which must be the same version.
-pub(crate) fn module(lab: &Lab, name: &str, module: &str) -> Result<PathBuf> {
-    file_of_kernel(
+/// Modules of a kernel, as they are in the kernel's package, which must be the same version: the directory that holds
+/// them, each as `NAME.ko`.
+pub(crate) fn modules(lab: &Lab, name: &str, modules: &[&str]) -> Result<PathBuf> {
+    let file_names: Vec<String> = modules
+        .iter()
+        .map(|module| format!("{module}.ko"))
+        .collect();
+    let file_names: Vec<&str> = file_names.iter().map(String::as_str).collect();
+    files_of_kernel(
         lab,
         name,
-        &format!("modules/{module}"),
-        &format!("{module}.ko"),
+        &format!("modules/{}", modules.join("+")),
+        &file_names,
     )
 }
 
 /// A device tree that comes with a kernel, by the name of its file.
 pub(crate) fn device_tree(lab: &Lab, name: &str, file_name: &str) -> Result<PathBuf> {
-    file_of_kernel(lab, name, &format!("dtbs/{file_name}"), file_name)
+    let directory = files_of_kernel(lab, name, &format!("dtbs/{file_name}"), &[file_name])?;
+    Ok(directory.join(file_name))
 }
 
-/// The file of a kernel's package whose name starts with `file_name`, kept in `part` of the kernel's directory.
-fn file_of_kernel(lab: &Lab, name: &str, part: &str, file_name: &str) -> Result<PathBuf> {
+/// Device trees that come with a kernel, by the names of their files: the directory that holds them.
+pub(crate) fn device_trees(lab: &Lab, name: &str, file_names: &[&str]) -> Result<PathBuf> {
+    files_of_kernel(lab, name, "device-trees", file_names)
+}
+
+/// The files of a kernel's package whose names start with these, kept in `part` of the kernel's directory.
+fn files_of_kernel(lab: &Lab, name: &str, part: &str, file_names: &[&str]) -> Result<PathBuf> {
     let kernel = kernel(lab, name)?;
     let directory = lab.directory(&format!("kernels/{name}/{part}"))?;
     if let Some(_exclusive) = to_be_made(lab, &directory)? {
         let source = source(name)?;
         let apt = Apt::open(lab, source.release, "arm64")?;
         apt.update(false)?;
-        let version = fetch_kernel_once(&apt, source, &directory, &[(file_name, file_name)])
-            .with_context(|| format!("cannot get {file_name} of the kernel {name}"))?;
-        if version != kernel.version {
-            bail!(
-                "the archive has {name} {version} now, the lab {}: remove {} and run set-up again",
-                kernel.version,
-                lab.path(&format!("kernels/{name}")).display()
-            );
-        }
-        write_stamp(&directory, &version)?;
-    }
-    Ok(directory.join(file_name))
-}
-
-/// Device trees that come with a kernel, by the names of their files: the directory that holds them.
-pub(crate) fn device_trees(lab: &Lab, name: &str, file_names: &[&str]) -> Result<PathBuf> {
-    let kernel = kernel(lab, name)?;
-    let directory = lab.directory(&format!("kernels/{name}/device-trees"))?;
-    if let Some(_exclusive) = to_be_made(lab, &directory)? {
-        let source = source(name)?;
-        let apt = Apt::open(lab, source.release, "arm64")?;
-        apt.update(false)?;
         let files: Vec<(&str, &str)> = file_names.iter().map(|name| (*name, *name)).collect();
-        let version = fetch_kernel_once(&apt, source, &directory, &files)
-            .with_context(|| format!("cannot get device trees of the kernel {name}"))?;
+        let version = fetch_kernel_once(&apt, source, &directory, &files).with_context(|| {
+            format!("cannot get {} of the kernel {name}", file_names.join(", "))
+        })?;
         if version != kernel.version {
             bail!(
                 "the archive has {name} {version} now, the lab {}: remove {} and run set-up again",
