@@ -2,7 +2,8 @@
 //!
 //! `load` starts this command again with the hidden subcommand `hold`, which finds what to hold in its
 //! arguments: the note of what is loaded does not exist yet at that moment. Pinning is a help, not a condition: if it fails,
-//! `load` warns and goes on, because `exec` looks at every page again.
+//! `load` warns and goes on, because `exec` looks at every page again. What has moved out of CMA it refuses: nothing can be moved
+//! back to there.
 
 use crate::error::Failure;
 use crate::output;

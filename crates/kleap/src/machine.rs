@@ -60,8 +60,8 @@ pub(crate) struct Memory {
     pub(crate) usable: PhysRanges,
     /// Where pieces may be moved to: of that, what has nothing nested in it.
     pub(crate) plain: PhysRanges,
-    /// Where pages stay when they are pinned, as far as that is known: of `usable`, what the kernel has not reserved, and
-    /// where this kernel's own initrd was. Huge pages elsewhere are CMA's, and pinning moves them out of it.
+    /// Where pages stay however they are pinned, as far as that is known: of `usable`, what the kernel has not reserved, and
+    /// where this kernel's own initrd was. Huge pages elsewhere are CMA's, and pinning by io_uring moves them out of it.
     pub(crate) lasting: PhysRanges,
 }
 
@@ -88,7 +88,11 @@ impl Memory {
             usable.subtract(added);
             plain.subtract(added);
         }
+        // The kernel reserves whole pages, and frees them as such.
         let initrd = tree.initrd().unwrap_or_default();
+        let initrd = initrd
+            .align_outward(facts::page_size_bytes())
+            .unwrap_or(initrd);
         let lasting = plain.union(&usable.within(initrd));
         Ok(Self {
             usable,

@@ -5,7 +5,7 @@
 //!
 //! 1. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
 //!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken, those that are CMA's only
-//!    where there is no other place;
+//!    where that is not enough without them;
 //! 2. if that is not enough, all of them go back, single CPUs give back what they keep, memory is compacted, and they
 //!    are looked for once more;
 //! 3. those that the best place lacks, which may have been left over when the limit was reached;
@@ -80,7 +80,7 @@ pub(crate) struct Placed {
 /// Pages of a pool to choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
-    /// Those that pinning leaves where they are ([`Memory::lasting`]).
+    /// Those that any pin leaves where they are ([`Memory::lasting`]).
     Lasting,
     /// All.
     All,
@@ -370,7 +370,7 @@ impl<'a> Search<'a> {
             }
             layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
         }
-        // Or, with pages that may still move, or the place with the most of it.
+        // Or, with pages that only references keep where they are, or the place with the most of it.
         let layout = layout.or_else(|| {
             [
                 (strategy, Which::All),
@@ -385,8 +385,11 @@ impl<'a> Search<'a> {
             // Too few even to hold everything: all of them, then, and more of other sizes.
             None => probe.addresses().collect(),
         };
-        probe.claim(&mut self.pool(size_bytes), &wanted)?;
-        Ok(true)
+        match probe.claim(&mut self.pool(size_bytes), &wanted) {
+            // What is held stays, and with the rest given back there is more.
+            Ok(()) | Err(Failure::Memory { .. }) => Ok(true),
+            Err(failure) => Err(failure),
+        }
     }
 
     /// Asks for the pages that the best layout lacks where it is to be, with everything else given back. The kernel hands out
@@ -397,7 +400,7 @@ impl<'a> Search<'a> {
             if self.is_slow || self.is_late() {
                 break;
             }
-            let Ok(layout) = self.choose(&self.owned()?, Strategy::Auto) else {
+            let Some(layout) = self.best_of(&self.owned()?) else {
                 break;
             };
             let moved_bytes = layout.moved_bytes();
@@ -406,32 +409,63 @@ impl<'a> Search<'a> {
             }
             least_moved_bytes = moved_bytes;
             self.trim(&layout)?;
-            check_interrupted()?;
-            let pages = self.at_most(size_bytes, u64::MAX);
-            let mut probe = Probe::new(&mut self.pool(size_bytes))?;
-            if probe.grow(&mut self.pool(size_bytes), pages)? > 0 {
-                self.put_back_too_much(&mut probe, size_bytes)?;
+            match self.refine_once(size_bytes, moved_bytes) {
+                // There is a layout, if no better one.
+                Err(Failure::Memory { .. }) => break,
+                result => result?,
             }
-            let new = self.payload.files.len();
-            let mut owned = self.owned()?;
-            owned.extend(
-                probe
-                    .addresses()
-                    .enumerate()
-                    .map(|(number, address)| Owned {
-                        address,
-                        size_bytes,
-                        file: new,
-                        offset_bytes: number as u64 * size_bytes,
-                    }),
-            );
-            let wanted = match self.choose(&owned, Strategy::Auto) {
-                Ok(layout) => pages_of(layout.owned().filter(|part| part.file == new), size_bytes),
-                Err(_) => BTreeSet::new(),
-            };
-            probe.claim(&mut self.pool(size_bytes), &wanted)?;
         }
         Ok(())
+    }
+
+    /// Adds pages to the pool, step by step, and takes those with which less than `moved_bytes` is to be moved.
+    fn refine_once(&mut self, size_bytes: u64, mut moved_bytes: u64) -> Result<(), Failure> {
+        let held = self.owned()?;
+        let file = self.payload.files.len();
+        let mut probe = Probe::new(&mut self.pool(size_bytes))?;
+        let mut wanted = BTreeSet::new();
+        let mut step = (moved_bytes / size_bytes).max(1);
+        while moved_bytes > 0 && !self.is_late() {
+            check_interrupted()?;
+            let most = self.at_most(size_bytes, u64::MAX);
+            let pages = step.min(most.saturating_sub(probe.pages()));
+            if pages == 0 || probe.grow(&mut self.pool(size_bytes), pages)? == 0 {
+                break;
+            }
+            let is_end = self.put_back_too_much(&mut probe, size_bytes)? > 0;
+            let new = probe.addresses().enumerate();
+            let new = new.map(|(number, address)| Owned {
+                address,
+                size_bytes,
+                file,
+                offset_bytes: number as u64 * size_bytes,
+            });
+            let owned: Vec<Owned> = held.iter().copied().chain(new).collect();
+            if let Some(layout) = self.best_of(&owned)
+                && layout.moved_bytes() < moved_bytes
+            {
+                moved_bytes = layout.moved_bytes();
+                let new = layout.owned().filter(|part| part.file == file);
+                wanted = pages_of(new, size_bytes);
+            }
+            if is_end {
+                break;
+            }
+            step *= 2;
+        }
+        probe.claim(&mut self.pool(size_bytes), &wanted)
+    }
+
+    /// The layout with the least to be moved; one without CMA, if that is no worse.
+    fn best_of(&self, owned: &[Owned]) -> Option<Layout> {
+        let lasts = |page: &&Owned| self.memory.lasting.contains_range(page.range());
+        let lasting: Vec<Owned> = owned.iter().filter(lasts).copied().collect();
+        let lasting = self.choose(&lasting, Strategy::Auto).ok();
+        let all = self.choose(owned, Strategy::Auto).ok();
+        match (lasting, all) {
+            (Some(lasting), Some(all)) if all.moved_bytes() < lasting.moved_bytes() => Some(all),
+            (lasting, all) => lasting.or(all),
+        }
     }
 
     /// Has single CPUs give back what they keep; once.
@@ -552,8 +586,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Pins what a layout uses. Pages that moved meanwhile are laid out again. If that does not end (where most
-    /// of what is free is CMA, pinning moves other pages each time), the last layout stays, with the
+    /// Pins what a layout uses. Pages that moved meanwhile are laid out again. If that does not end (where most of what is
+    /// free has to stay movable, io_uring moves other pages each time), the last layout stays, with the
     /// pinned pages where they are now: more is moved at hand-over, and nothing moves any more.
     fn pin(&mut self, mut layout: Layout) -> Result<Placed, Failure> {
         for try_number in 1..=PIN_TRIES {
@@ -564,7 +598,8 @@ impl<'a> Search<'a> {
                 let file = file.pages()?;
                 regions.extend(runs(pages).into_iter().map(|pages| Region { file, pages }));
             }
-            let pin = match Pin::preferring(self.memory.pin_first(&layout), &regions) {
+            let first = self.memory.pin_first(&layout);
+            let pin = match Pin::preferring(first, &regions) {
                 Ok(pin) => Some(pin),
                 Err(error) => {
                     output::warn(&format!(
@@ -573,6 +608,16 @@ impl<'a> Search<'a> {
                     None
                 }
             };
+            if first.is_some() && pin.as_ref().map(Pin::method) != first {
+                // Nothing can be moved back to where a page has left CMA, and nothing keeps it there.
+                let lasting = self.memory.lasting.clone();
+                let all = std::mem::replace(&mut self.memory.usable, lasting);
+                if let Ok(again) = self.choose(&self.owned()?, self.strategy) {
+                    layout = again;
+                    continue;
+                }
+                self.memory.usable = all;
+            }
             let used = used_memory(&layout);
             if self.memory.exclude_bad(&used, layout.unit_bytes) {
                 drop(pin);

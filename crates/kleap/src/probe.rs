@@ -105,7 +105,8 @@ impl Probe {
         self.batches.iter().map(|batch| batch.pages).sum()
     }
 
-    /// Takes the pages of `wanted`, as far as they come, and gives the others back to the system.
+    /// Takes the pages of `wanted`, as far as they come, and gives the others back to the system. If no more can be taken,
+    /// all that were not go back.
     pub(crate) fn claim(
         mut self,
         supply: &mut impl Supply,
@@ -119,7 +120,14 @@ impl Probe {
                 if here == 0 {
                     break;
                 }
-                let taken = supply.take(here.min(left))?;
+                let taken = match supply.take(here.min(left)) {
+                    Ok(taken) => taken,
+                    Err(failure) => {
+                        supply.shrink(left)?;
+                        self.give_back(supply)?;
+                        return Err(failure);
+                    }
+                };
                 if taken.is_empty() {
                     break;
                 }
@@ -178,6 +186,8 @@ mod tests {
         queue: bool,
         /// Pages that are of no use.
         useless: BTreeSet<u64>,
+        /// How often pages can be taken, if there is an end to it.
+        takes_left: Option<u64>,
     }
 
     impl Model {
@@ -219,6 +229,9 @@ mod tests {
         }
 
         fn take(&mut self, pages: u64) -> Result<Vec<PhysAddr>, Failure> {
+            if let Some(left) = &mut self.takes_left {
+                *left = left.checked_sub(1).ok_or(Failure::NothingLoaded)?;
+            }
             let mut came = Vec::new();
             for _ in 0..pages {
                 came.extend(self.pop());
@@ -323,6 +336,28 @@ mod tests {
         probe.claim(&mut model, &wanted).unwrap();
         assert_eq!(model.cleared, 8);
         assert_eq!(model.free.len(), 56);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_goes_back() {
+        for takes in 0..3 {
+            let mut model = Model {
+                free: (1..=64).collect(),
+                pool: vec![100],
+                takes_left: Some(takes),
+                ..Model::default()
+            };
+            let mut probe = Probe::new(&mut model).unwrap();
+            for _ in 0..8 {
+                probe.grow(&mut model, 8).unwrap();
+            }
+            // Of each batch the one below its top, so that each is taken in two steps.
+            let wanted = (0..8).map(|batch| PhysAddr::new(batch * 8 + 7)).collect();
+            let answer = probe.claim(&mut model, &wanted);
+            assert!(matches!(answer, Err(Failure::NothingLoaded)));
+            assert_eq!(model.pool, [100]);
+            assert_eq!(model.free.len() + model.taken.len(), 64);
+        }
     }
 
     #[test]

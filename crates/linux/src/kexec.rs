@@ -41,9 +41,9 @@ pub const SEGMENTS_MAX: usize = 16;
 /// Most bytes of a command line with the NUL at its end (`COMMAND_LINE_SIZE` of arm64).
 pub const COMMAND_LINE_MAX_BYTES: usize = 2048;
 
-/// How often `kexec_load` is called where it has no memory. It asks for a page with `__GFP_NORETRY`, which gives up when
-/// one round of reclaim has freed only pages that the kernel itself cannot use (CMA), with any number of others in caches;
-/// the kernel goes on to free those while we wait.
+/// How often `kexec_load` is called where it has no memory. It asks for what it will need itself, tables among it, with
+/// `__GFP_NORETRY` (`KEXEC_CONTROL_MEMORY_GFP`), which gives up when one round of reclaim has freed only pages that the kernel
+/// itself cannot use (CMA), with any number of others in caches; the kernel goes on to free those while we wait.
 const MEMORY_TRIES: u32 = 5;
 /// How long is waited in between.
 const MEMORY_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
@@ -453,8 +453,13 @@ fn load_for(purpose: Purpose, entry: PhysAddr, segments: &[Segment<'_>]) -> Resu
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    // Where calls are counted, each try would be one; and for a panic the memory is the one that was set aside.
+    let tries = match purpose {
+        Purpose::Reboot if calls_left().is_none() => MEMORY_TRIES,
+        Purpose::Reboot | Purpose::Crash => 1,
+    };
     let mut answer = call(entry.as_u64(), &kernel_segments, purpose.flags());
-    for _ in 1..MEMORY_TRIES {
+    for _ in 1..tries {
         if answer != Err(Errno::NOMEM) {
             break;
         }

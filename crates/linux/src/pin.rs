@@ -58,12 +58,12 @@ impl Method {
 
     /// In the order in which they are tried on a kernel of this release.
     ///
-    /// Kernels from 5.11 to 6.6 warn (`follow_hugetlb_page`; seen on 6.1, not on 5.10, 6.12 and 7.3) when huge
+    /// Kernels from 5.11 on warn (`follow_hugetlb_page`, and until 6.9 `__get_user_pages`; seen on 6.1, not on 5.10, 6.12 and 7.3) when huge
     /// pages that lie in CMA or in movable memory are pinned for long, and with `panic_on_warn` they end.
     /// References block migration as well, so there they come first.
     #[must_use]
     pub fn in_order(release: &str) -> [Self; 2] {
-        const WARNING: std::ops::Range<(u32, u32)> = (5, 11)..(6, 7);
+        const WARNING: std::ops::Range<(u32, u32)> = (5, 11)..(6, 10);
         let mut numbers = release.split(|c: char| !c.is_ascii_digit());
         let mut number = || numbers.next().and_then(|digits| digits.parse().ok());
         match (number(), number()) {
@@ -338,7 +338,8 @@ mod tests {
             ("5.11.0", Method::Pipe),
             ("6.1.0-47-arm64", Method::Pipe),
             ("6.6.9", Method::Pipe),
-            ("6.7.0", Method::IoUring),
+            ("6.9.12", Method::Pipe),
+            ("6.10.0", Method::IoUring),
             ("6.12.107+deb13-arm64", Method::IoUring),
             ("nonsense", Method::IoUring),
         ] {

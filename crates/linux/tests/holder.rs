@@ -7,7 +7,7 @@
 
 use kleap_linux::holder::{self, ARGV0, Holder};
 use kleap_linux::hugepages::PageFile;
-use kleap_linux::pin::Method;
+use kleap_linux::pin::{Method, Pin, Region};
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -244,6 +244,17 @@ fn lives_on() {
 fn named_method() {
     let payload = Payload::new("named");
     for method in Method::ALL {
+        let page_size_bytes = kleap_linux::facts::page_size_bytes();
+        let file = PageFile::open(Path::new(payload.path()), PAGES, page_size_bytes).unwrap();
+        let region = Region {
+            file: &file,
+            pages: 0..PAGES,
+        };
+        if let Err(error) = Pin::by(method, &[region]) {
+            println!("SKIPPED: this machine does not allow {method}: {error}");
+            continue;
+        }
+        drop(file);
         let mut holder = spawn(&[method.name(), payload.path()]);
         assert_eq!(holder.wait_ready(DEADLINE_MS).unwrap(), method);
         // Without `go` it ends, and the next one can have the lock.
