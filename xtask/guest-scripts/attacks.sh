@@ -35,7 +35,9 @@ page_cache() {
 
 # Mounts the disk that holds the payload.
 mount_disk() {
-    for module in virtio_mmio virtio_blk nls_cp437 nls_ascii fat vfat; do
+    for module in virtio virtio_ring virtio_mmio virtio_blk nls_cp437 nls_ascii fat vfat; do
+        # Some kernels have the first two built in.
+        [ -e /lab/$module.ko ] || continue
         insmod /lab/$module.ko || finish fail "no $module"
     done
     mount -t vfat -o ro /dev/vda1 /payload || finish fail "no disk"

@@ -37,9 +37,14 @@ say "fresh payload_bytes=$payload available_bytes=$available percent=$found"
 # More than that would prove less, and less would prove more than was asked for.
 [ $found -ge $((percent - 12)) ] && [ $found -le $((percent + 12)) ] ||
     finish fail "$available bytes are available, $found % of the payload: the row is for $percent %"
+before=$(state)
 load
-# Where memory is too small for any place, that is to be said; to the second kernel it does not matter.
-[ "$tight" = yes ] && [ $code = 6 ] && finish ok
+if [ "$tight" = yes ] && [ $code = 6 ]; then
+    # Memory is too small for any place, and is as it was.
+    after=$(state)
+    [ "$before" = "$after" ] || finish fail "the refusal changed the machine: $before, then $after"
+    finish ok
+fi
 [ $code = 0 ] || finish fail "the load was refused: $code"
 run kleap status
 go

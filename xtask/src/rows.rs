@@ -264,8 +264,10 @@ pub(crate) struct Row {
     pub(crate) modules: &'static [&'static str],
     /// What `--verify` says, where it is given; then the second kernel must report the same.
     pub(crate) verify: Option<&'static str>,
-    /// Whether the second kernel must report that no byte was moved.
-    pub(crate) nothing_moved: bool,
+    /// The most that the second kernel may report as moved, bytes, where that matters.
+    pub(crate) moved_max_bytes: Option<u64>,
+    /// Whether the first kernel's script may find that the load is refused, and end there.
+    pub(crate) may_be_refused: bool,
     /// More words for the first kernel.
     pub(crate) first_words: &'static str,
     /// Image and initrd together.
@@ -321,7 +323,8 @@ impl Row {
             is_payload_on_disk: false,
             modules: &[],
             verify: None,
-            nothing_moved: false,
+            moved_max_bytes: None,
+            may_be_refused: false,
             first_words: "",
             payload_bytes: SMALL_PAYLOAD_BYTES,
             fault_injection: false,

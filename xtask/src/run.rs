@@ -231,8 +231,8 @@ fn try_row(
         ..look_back(machine.history())
     };
     let result = result.and_then(|()| {
-        if row.nothing_moved {
-            check_nothing_moved(seen.json.as_ref())?;
+        if let Some(most_bytes) = row.moved_max_bytes {
+            check_moved(seen.json.as_ref(), most_bytes, row.may_be_refused)?;
         }
         if let (Some(verify), End::Verdict) = (row.verify, &row.end) {
             check_verified(seen.json.as_ref(), verify, row.fault_injection)?;
@@ -413,14 +413,17 @@ fn write_initramfs(
     Ok(row.first_command_line(token))
 }
 
-/// The second kernel's report says that no byte was moved.
-fn check_nothing_moved(report: Option<&Value>) -> Result<()> {
+/// The second kernel's report says that no more than this was moved. Where the load was refused there is none.
+fn check_moved(report: Option<&Value>, most_bytes: u64, may_be_refused: bool) -> Result<()> {
+    if report.is_none() && may_be_refused {
+        return Ok(());
+    }
     let moved_bytes = report
         .and_then(|report| report.get("moved_bytes")?.as_u64())
         .context("the report does not say what was moved")?;
     ensure!(
-        moved_bytes == 0,
-        "{moved_bytes} bytes were moved at the hand-over, not 0"
+        moved_bytes <= most_bytes,
+        "{moved_bytes} bytes were moved at the hand-over, not {most_bytes}"
     );
     Ok(())
 }

@@ -160,6 +160,17 @@ const DISK_MODULES: &[&str] = &[
     "fat",
     "vfat",
 ];
+/// The same for 5.10.
+const DISK_MODULES_5_10: &[&str] = &[
+    "virtio",
+    "virtio_ring",
+    "virtio_mmio",
+    "virtio_blk",
+    "nls_cp437",
+    "nls_ascii",
+    "fat",
+    "vfat",
+];
 
 /// A freshly booted machine on which `percent` of the payload is available when the first script runs, with
 /// the memory for that, MB; found by trying. Nothing may be moved.
@@ -175,15 +186,26 @@ fn fresh(first: &'static str, kind: Kind, payload_bytes: u64, percent: u64, memo
     row.memory_mb = memory_mb;
     // As a tmpfs the root would be limited to half of what is left beside its own archive: too little.
     row.first_words = "rootfstype=ramfs";
-    row.nothing_moved = true;
+    row.moved_max_bytes = Some(0);
     row
 }
 
-/// Where the machine is so small that some boots leave no place without a page of the kernel's own in it, wherever the
-/// payload is looked for (docs/attacks.md).
-fn allow_moves(row: &mut Row, percent: u64) {
-    row.nothing_moved = false;
-    row.script = script(FRESH, &format!("percent={percent} tight=yes"));
+/// What may be moved on a machine so small that some boots leave no place without a page of the kernel's own in it,
+/// wherever the payload is looked for (docs/attacks.md).
+const SMALL_MACHINE_MOVED_BYTES: u64 = 24 << 20;
+
+/// A machine of which less than the payload is not CMA: part of it has to lie there, and stay.
+fn cma(first: &'static str) -> Row {
+    let mut row = fresh(first, EL2_A57, 150_000_000, 210, 384);
+    row.name = format!("stress/cma/{first}");
+    row.is_payload_on_disk = true;
+    row.modules = match first {
+        "5.10" => DISK_MODULES_5_10,
+        _ => DISK_MODULES,
+    };
+    row.first_words = "cma=208M";
+    row.lines = &["in place: nothing will be moved, pinned by pipe"];
+    row
 }
 
 fn hotplug(first: &'static str, online: &str, offline: bool) -> Row {
@@ -298,7 +320,7 @@ pub(crate) fn rows() -> Vec<Row> {
             };
             let mut row = fresh(first, kind, payload_bytes, percent, memory_mb);
             if (first, payload_mb, percent) == ("6.12-16k", 100, 200) {
-                allow_moves(&mut row, percent);
+                row.moved_max_bytes = Some(SMALL_MACHINE_MOVED_BYTES);
             }
             rows.push(row);
         }
@@ -321,17 +343,25 @@ pub(crate) fn rows() -> Vec<Row> {
         row.modules = DISK_MODULES;
         row.first_words = "";
         if memory_mb < 300 || (first == "6.12-16k" && memory_mb <= 512) {
-            allow_moves(&mut row, 200);
+            row.moved_max_bytes = Some(SMALL_MACHINE_MOVED_BYTES);
+        }
+        if memory_mb == 265 {
+            // No two places of plain memory are long enough.
+            row.may_be_refused = true;
+            row.script = script(FRESH, "percent=200 tight=yes");
         }
         rows.push(row);
     }
+    rows.extend(["5.10", "6.12", "7.3"].map(cma));
     // The same payload on a machine of a usual size, most of which is in use.
     for (first, kind) in [("6.1", EL2_A57), ("6.12-16k", VHE_N1)] {
         let mut row = fresh(first, kind, 100_000_000, 200, 1024);
         row.name = format!("stress/fresh/{first}/100M/200-of-1024M");
         row.script = script(FRESH, "percent=200 filled=yes");
         // With 16K pages the kernel keeps more to itself: of 290 MB that are free, 220 may be taken, and which is its choice.
-        row.nothing_moved = first == "6.1";
+        if first == "6.12-16k" {
+            row.moved_max_bytes = Some(SMALL_MACHINE_MOVED_BYTES);
+        }
         rows.push(row);
     }
     for first in ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud"] {
