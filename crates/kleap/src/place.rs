@@ -288,6 +288,8 @@ impl<'a> Search<'a> {
         strategy: Strategy,
     ) -> Result<Option<Layout>, Failure> {
         let mut wanted = needed;
+        // Less once that was too much.
+        let mut step_max = u64::MAX;
         loop {
             let of_use_bytes = probe.addresses().count() as u64 * size_bytes;
             let all_bytes = probe.pages() * size_bytes;
@@ -297,14 +299,16 @@ impl<'a> Search<'a> {
                 .saturating_sub(of_use_bytes)
                 .min(self.limits.share_bytes.saturating_sub(all_bytes));
             let missing = wanted.saturating_sub(probe.pages());
-            let came = match missing.min(left_bytes / size_bytes) {
-                0 => 0,
-                pages => match probe.grow(&mut self.pool(size_bytes), pages)? {
-                    // The last that came stay the last.
-                    0 => 0,
-                    came => came.saturating_sub(self.put_back_too_much(probe, size_bytes)?),
-                },
-            };
+            let pages = missing.min(left_bytes / size_bytes).min(step_max);
+            let mut came = 0;
+            if pages > 0 {
+                came = probe.grow(&mut self.pool(size_bytes), pages)?;
+                // The last that came stay the last.
+                if came > 0 && self.put_back_too_much(probe, size_bytes)? > 0 {
+                    step_max = pages / 2;
+                    continue;
+                }
+            }
             match self.layout_of(probe, size_bytes, strategy, Which::Lasting) {
                 Ok(layout) => return Ok(Some(layout)),
                 Err(error) if !may_grow_out_of(&error) => return Err(error.into()),
@@ -425,6 +429,8 @@ impl<'a> Search<'a> {
         let mut probe = Probe::new(&mut self.pool(size_bytes))?;
         let mut wanted = BTreeSet::new();
         let mut step = (moved_bytes / size_bytes).max(1);
+        // Smaller steps once one was too much.
+        let mut factor = 2;
         while moved_bytes > 0 && !self.is_late() {
             check_interrupted()?;
             let most = self.at_most(size_bytes, u64::MAX);
@@ -432,7 +438,10 @@ impl<'a> Search<'a> {
             if pages == 0 || probe.grow(&mut self.pool(size_bytes), pages)? == 0 {
                 break;
             }
-            let is_end = self.put_back_too_much(&mut probe, size_bytes)? > 0;
+            if self.put_back_too_much(&mut probe, size_bytes)? > 0 {
+                (step, factor) = (pages / 2, 1);
+                continue;
+            }
             let new = probe.addresses().enumerate();
             let new = new.map(|(number, address)| Owned {
                 address,
@@ -448,10 +457,7 @@ impl<'a> Search<'a> {
                 let new = layout.owned().filter(|part| part.file == file);
                 wanted = pages_of(new, size_bytes);
             }
-            if is_end {
-                break;
-            }
-            step *= 2;
+            step *= factor;
         }
         probe.claim(&mut self.pool(size_bytes), &wanted)
     }
