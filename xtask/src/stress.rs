@@ -151,16 +151,7 @@ fn fragmented_hand_over(
     row
 }
 
-/// What a kernel needs to read a disk with a FAT file system, in the order in which it is loaded.
-const DISK_MODULES: &[&str] = &[
-    "virtio_mmio",
-    "virtio_blk",
-    "nls_cp437",
-    "nls_ascii",
-    "fat",
-    "vfat",
-];
-/// The same for 5.10.
+/// What 5.10 needs to read a disk with a FAT file system, in the order in which it is loaded.
 const DISK_MODULES_5_10: &[&str] = &[
     "virtio",
     "virtio_ring",
@@ -171,6 +162,19 @@ const DISK_MODULES_5_10: &[&str] = &[
     "fat",
     "vfat",
 ];
+/// Later kernels have the first two built in.
+const DISK_MODULES: &[&str] = DISK_MODULES_5_10.split_at(2).1;
+
+/// The same row, with the payload on a disk: a root in memory has room without being told to.
+fn on_disk(mut row: Row) -> Row {
+    row.is_payload_on_disk = true;
+    row.modules = match row.first {
+        "5.10" => DISK_MODULES_5_10,
+        _ => DISK_MODULES,
+    };
+    row.first_words = "";
+    row
+}
 
 /// A freshly booted machine on which `percent` of the payload is available when the first script runs, with
 /// the memory for that, MB; found by trying. Nothing may be moved.
@@ -196,13 +200,8 @@ const SMALL_MACHINE_MOVED_BYTES: u64 = 24 << 20;
 
 /// A machine of which less than the payload is not CMA: part of it has to lie there, and stay.
 fn cma(first: &'static str) -> Row {
-    let mut row = fresh(first, EL2_A57, 150_000_000, 210, 384);
+    let mut row = on_disk(fresh(first, EL2_A57, 150_000_000, 210, 384));
     row.name = format!("stress/cma/{first}");
-    row.is_payload_on_disk = true;
-    row.modules = match first {
-        "5.10" => DISK_MODULES_5_10,
-        _ => DISK_MODULES,
-    };
     row.first_words = "cma=208M";
     row.lines = &["in place: nothing will be moved, pinned by pipe"];
     row
@@ -337,11 +336,8 @@ pub(crate) fn rows() -> Vec<Row> {
         ("6.12-16k", VHE_N1, 380_000_000, 875),
         ("6.12-16k", VHE_N1, 455_000_000, 1024),
     ] {
-        let mut row = fresh(first, kind, payload_bytes, 200, memory_mb);
+        let mut row = on_disk(fresh(first, kind, payload_bytes, 200, memory_mb));
         row.name = format!("{}-disk", row.name);
-        row.is_payload_on_disk = true;
-        row.modules = DISK_MODULES;
-        row.first_words = "";
         if memory_mb < 300 || (first == "6.12-16k" && memory_mb <= 512) {
             row.moved_max_bytes = Some(SMALL_MACHINE_MOVED_BYTES);
         }
@@ -358,8 +354,10 @@ pub(crate) fn rows() -> Vec<Row> {
         let mut row = fresh(first, kind, 100_000_000, 200, 1024);
         row.name = format!("stress/fresh/{first}/100M/200-of-1024M");
         row.script = script(FRESH, "percent=200 filled=yes");
-        // What is in use lies anywhere.
-        row.moved_max_bytes = Some(SMALL_MACHINE_MOVED_BYTES);
+        // With 16K pages the kernel keeps more to itself: of 290 MB that are free, 220 may be taken, and which is its choice.
+        if first == "6.12-16k" {
+            row.moved_max_bytes = Some(SMALL_MACHINE_MOVED_BYTES);
+        }
         rows.push(row);
     }
     for first in ["5.10-cloud", "6.1-cloud", "6.12-cloud", "7.3-cloud"] {
