@@ -121,7 +121,12 @@ impl Failure {
             ) => 5,
             Self::Linux(error) if error.file_error_kind() == Some(ErrorKind::PermissionDenied) => 5,
             Self::Linux(error) if error.file_error_kind() == Some(ErrorKind::OutOfMemory) => 6,
-            Self::Linux(Linux::HugePages { .. } | Linux::Limited { .. } | Linux::KernelMemory)
+            Self::Linux(
+                Linux::HugePages { .. }
+                | Linux::Limited { .. }
+                | Linux::KernelMemory
+                | Linux::FileMemory(_),
+            )
             | Self::Layout(_)
             | Self::Memory { .. }
             | Self::CrashMemory { .. } => 6,
@@ -165,6 +170,11 @@ impl Failure {
             Self::Layout(LayoutError::NoRun { .. }) => Some(
                 "use --strategy auto, which moves what does not fit, or load earlier after boot",
             ),
+            Self::Layout(LayoutError::NoTarget { .. }) => Some(
+                "load a smaller initrd, or earlier after boot, or with --strategy in-place: what is moved needs plain \
+                 System RAM in one piece (/proc/iomem) beside what is loaded",
+            ),
+            Self::Layout(LayoutError::Pages(_)) => Some("load it again: kleap load IMAGE"),
             Self::Layout(_) | Self::Memory { .. } => {
                 Some("free memory, or load a smaller kernel or initrd")
             }

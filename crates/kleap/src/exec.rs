@@ -210,7 +210,14 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     }
     // Whatever is slow, or can fail, or can be interrupted comes before `kexec_load`: between that and
     // `reboot` there is nothing.
-    machine::kexec_cost()?.check(true)?;
+    machine::kexec_cost()?.check(true).inspect_err(|_| {
+        // Which holds as much as the new one would take, until that is there.
+        if has_stage {
+            output::warn(
+                "what load --early gave to the kernel is still there: systemctl kexec or kexec -e enters it",
+            );
+        }
+    })?;
     let mut stage = stage(&loaded, &memory)?;
     if !loaded.early && kexec::is_loaded() == Some(true) {
         output::note("kleap: replacing the kernel that another program has loaded for kexec");

@@ -439,17 +439,23 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
     Ok(())
 }
 
+/// How often a file is in memory while the kernel takes it: as it was read, and the kernel's copy.
+const COPIES: u64 = 2;
+/// And for `kexec_file_load(2)`: the file in memory that the kernel is given, and the kernel's copies of that file and
+/// for the hand-over.
+const COPIES_OF_FILES: u64 = 3;
+
 /// Gives all pieces to the kernel, which will copy them to their places.
 fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let requirements = payload.requirements(place::STAGE_BYTES);
-    // Read once more by us, and copied once by the kernel.
-    place::check_available_to_kernel(
-        requirements
-            .initrd_bytes
-            .saturating_mul(2)
-            .saturating_add(requirements.image_file_bytes)
-            .saturating_add(requirements.device_tree_bytes + requirements.stage_bytes),
-    )?;
+    // Read by us, and copied by the kernel, which then makes its tables.
+    let copies_bytes = requirements
+        .initrd_bytes
+        .saturating_add(requirements.image_file_bytes)
+        .saturating_mul(COPIES)
+        .saturating_add(requirements.device_tree_bytes + requirements.stage_bytes);
+    place::check_available_to_kernel(copies_bytes)?;
+    machine::kexec_cost_beside(copies_bytes)?.check(true)?;
     let mut memory = payload.memory.within(payload.arguments.wishes.window);
     let layout = loop {
         let layout = layout::choose(
@@ -548,10 +554,24 @@ pub(crate) fn load_files(arguments: &LoadArguments) -> Result<(), Failure> {
             payload.tree_path.display()
         ));
     }
-    machine::kexec_cost()?.check(true)?;
+    let requirements = payload.requirements(0);
+    let is_file = |initrd: &mut Initrd| initrd.pieces.whole_file().is_some();
+    // One that is a file is read by the kernel alone.
+    let initrd_copies = match payload.initrd.as_mut().is_some_and(is_file) {
+        true => COPIES,
+        false => COPIES_OF_FILES,
+    };
+    let copies_bytes = requirements
+        .image_file_bytes
+        .saturating_mul(COPIES_OF_FILES)
+        .saturating_add(requirements.initrd_bytes.saturating_mul(initrd_copies));
+    place::check_available_to_kernel(copies_bytes)?;
+    let cost = machine::kexec_cost_beside(copies_bytes)?;
+    cost.check(true)?;
     let store = Store::open_if_used()?;
     let image = std::mem::take(&mut payload.kernel.pieces).take()?;
     let kernel = kexec::image_file(&payload.arguments.image, &image)?;
+    drop(image);
     let made;
     let initrd = match &mut payload.initrd {
         None => None,
@@ -569,6 +589,9 @@ pub(crate) fn load_files(arguments: &LoadArguments) -> Result<(), Failure> {
         initrd.map(AsFd::as_fd),
         &payload.command_line,
     )?;
+    if let Some(cost) = cost.sentence(true) {
+        output::note(&format!("kleap: {cost}"));
+    }
     // The kernel has one thing loaded, and that is no longer ours.
     store.map_or(Ok(()), |store| store.forget())
 }

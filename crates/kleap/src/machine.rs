@@ -369,9 +369,14 @@ pub(crate) struct KexecCost(pub(crate) kleap_plan::KexecCost);
 /// Predicts it, from what the machine is now. Reserves that the kernel has raised are waited for where it does not fit
 /// beside them.
 pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
+    kexec_cost_beside(0)
+}
+
+/// The same for when so many bytes more are in use as now.
+pub(crate) fn kexec_cost_beside(taken_bytes: u64) -> Result<KexecCost, Failure> {
     let began = Instant::now();
     loop {
-        let cost = kexec_cost_now()?;
+        let cost = kexec_cost_now(taken_bytes)?;
         if cost.0.fits() || !wait_for_reserves(began) {
             return Ok(cost);
         }
@@ -393,7 +398,7 @@ pub(crate) fn wait_for_reserves(began: Instant) -> bool {
     may_fall
 }
 
-fn kexec_cost_now() -> Result<KexecCost, Failure> {
+fn kexec_cost_now(taken_bytes: u64) -> Result<KexecCost, Failure> {
     let entries = iomem_entries()?;
     let (release, _) = facts::kernel_release();
     let memory = facts::memory()?;
@@ -409,7 +414,8 @@ fn kexec_cost_now() -> Result<KexecCost, Failure> {
         available_bytes: memory
             .available_bytes
             .saturating_sub(memory.cma_free_bytes)
-            .saturating_sub(facts::watermark_boost_bytes()),
+            .saturating_sub(facts::watermark_boost_bytes())
+            .saturating_sub(taken_bytes),
     };
     kexec_cost::predict(&input)
         .map(KexecCost)

@@ -53,6 +53,12 @@ pub enum Error {
     /// The kernel refuses `kexec_file_load(2)`.
     #[error("this kernel refuses kexec_file_load: {0}")]
     FileRefused(String),
+    /// The kernel has no memory for its copies of what `kexec_file_load(2)` is given, or for its own part.
+    #[error(
+        "kexec_file_load: the kernel has not enough memory, or none in one piece, for its copies of the files and for \
+         its own copy of the translation tables ({0})"
+    )]
+    FileMemory(Errno),
     /// What was to be loaded cannot be given to the kernel.
     #[error("cannot be loaded: {0}")]
     Segments(String),
@@ -163,7 +169,13 @@ impl Error {
             Self::Limited { .. } => Some(
                 "run it without that limit: in a shell of root's, outside of a container or service",
             ),
-            Self::KernelMemory => Some("free memory and try again"),
+            Self::KernelMemory | Self::FileMemory(_) => Some("free memory and try again"),
+            Self::NoKexecFile => Some(
+                "load with kexec_load(2) instead (kleap load, kexec -c), or boot a kernel with CONFIG_KEXEC_FILE=y",
+            ),
+            Self::Refused(_) | Self::FileRefused(_) => {
+                Some("kleap check says what this machine allows, and what to do about it")
+            }
             Self::NoHugePages { .. } => Some(
                 "load with --strategy kernel, which needs none, or boot a kernel with CONFIG_HUGETLBFS=y",
             ),

@@ -296,9 +296,7 @@ fn explain_file(errno: Errno, call: String) -> Error {
                 "the kernel file's signature is missing, broken or by no key that this kernel trusts ({errno})"
             ))
         }
-        Errno::NOMEM | Errno::ADDRNOTAVAIL => Error::FileRefused(format!(
-            "it has no room for its copy of the files and for its own tables ({errno})"
-        )),
+        Errno::NOMEM | Errno::ADDRNOTAVAIL => Error::FileMemory(errno),
         source => Error::Call { call, source },
     }
 }
