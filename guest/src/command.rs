@@ -104,6 +104,22 @@ impl Status {
             .context("status does not say what will be moved")
     }
 
+    /// Sizes of the huge pages that are held, bytes.
+    pub(crate) fn page_sizes_bytes(&self) -> Result<Vec<u64>> {
+        self.0
+            .pointer("/loaded/huge_pages")
+            .and_then(Value::as_array)
+            .context("status names no huge pages")?
+            .iter()
+            .filter(|size| size.get("pages").and_then(Value::as_u64) != Some(0))
+            .map(|size| {
+                size.get("page_size_bytes")
+                    .and_then(Value::as_u64)
+                    .context("huge pages without a size")
+            })
+            .collect()
+    }
+
     /// Size of the huge pages that are held, bytes.
     pub(crate) fn huge_page_bytes(&self) -> Result<u64> {
         self.0
@@ -159,6 +175,7 @@ mod tests {
         assert_eq!(status.total_bytes().unwrap(), 15);
         assert_eq!(status.moved_bytes().unwrap(), 7);
         assert_eq!(status.huge_page_bytes().unwrap(), 37);
+        assert_eq!(status.page_sizes_bytes().unwrap(), [10, 7]);
         assert_eq!(status.digest("initrd"), Some("0x02"));
         assert_eq!(status.command_line(), Some("a b"));
         let nothing = Status(serde_json::json!({ "loaded": null }));

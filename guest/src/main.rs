@@ -80,6 +80,7 @@ fn run() -> Result<()> {
         Some("fragment") => fragment::run(env::args().skip(2)),
         Some("fragment-trials") => trials::fragmentation(env::args().skip(2)),
         Some("kill-trials") => trials::kills(env::args().skip(2)),
+        Some("interrupt-trials") => trials::interrupts(env::args().skip(2)),
         Some("race-trials") => trials::races(env::args().skip(2)),
         Some("migrate") => migrate::run(env::args().skip(2)),
         _ => bail!(
@@ -91,6 +92,7 @@ fn run() -> Result<()> {
              fragment KIND FILL_PERCENT SEED COMMAND...|\
              fragment-trials SEED COUNT FIRST LOAD_ARGUMENTS...|\
              kill-trials SEED COUNT LOAD_ARGUMENTS...|\
+             interrupt-trials SEED COUNT LOAD_ARGUMENTS...|\
              race-trials SEED COUNT RIVALS IMAGE INITRD COMMAND_LINE|\
              migrate move-pages|soft-offline COUNT|addresses"
         ),

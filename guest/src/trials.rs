@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 use crate::command::{self, KLEAP, Run, Status};
@@ -28,6 +29,9 @@ const CACHE_FILL_PERCENT: u64 = 60;
 const LOADS_PER_ARRANGEMENT: u64 = 2;
 /// From a kill to the end of what the killed process had started.
 const AFTERMATH: Duration = Duration::from_millis(200);
+/// From how many loads in fragmented memory on at least half of them must have been loaded: a command that refuses all of
+/// them breaks nothing either.
+const REFUSALS_COUNT_FROM: u64 = 4;
 /// How long what must end by itself may take.
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -60,6 +64,7 @@ pub(crate) fn fragmentation(mut arguments: impl Iterator<Item = String>) -> Resu
     fs::write("/proc/self/oom_score_adj", "-1000").context("cannot be spared")?;
     let before = Traces::now()?;
     let mut failures = 0;
+    let mut refusals = 0;
     let kinds: Vec<Kind> = Kind::ALL
         .into_iter()
         .filter(|kind| *kind != Kind::PageCache || can_fill_page_cache())
@@ -108,9 +113,14 @@ pub(crate) fn fragmentation(mut arguments: impl Iterator<Item = String>) -> Resu
                 let _ = command::run(&["unload"])?;
             }
         }
+        refusals += u64::from(line.get("outcome") == Some(&json!("refused")));
         print("trial", &line);
     }
     ensure!(failures == 0, "{failures} of {count} trials failed");
+    ensure!(
+        count < REFUSALS_COUNT_FROM || refusals * 2 <= count,
+        "{refusals} of {count} loads were refused"
+    );
     Ok(())
 }
 
@@ -147,6 +157,7 @@ fn fragmentation_trial(load: &[String], before: &Traces, line: &mut Value) -> Re
                     "total_bytes": total,
                     "in_place_bytes": total.saturating_sub(moved),
                     "huge_page_bytes": Traces::now()?.huge_page_bytes(),
+                    "page_sizes_bytes": status.page_sizes_bytes()?,
                 }),
             );
             command::must(&["unload"])?;
@@ -188,6 +199,20 @@ fn load_and_kill(load: &[String], after: Duration) -> Result<Option<i32>> {
     Ok(status.code())
 }
 
+/// How long a load takes, microseconds: the longest of three, because the first has to read the program itself.
+fn span_us(load: &[String], before: &Traces) -> Result<u64> {
+    let mut longest = Duration::ZERO;
+    for _ in 0..3 {
+        let run = command::run(load)?;
+        ensure!(run.code == Some(0), "load does not work: {}", run.message);
+        longest = longest.max(run.duration);
+        command::must(&["unload"])?;
+        settled(before)?;
+    }
+    print("kill-span", &json!({ "seconds": longest.as_secs_f64() }));
+    Ok(u64::try_from(longest.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// `kill-trials SEED COUNT LOAD-ARGUMENTS...`: kills a load at random moments; after the next `status`
 /// or `unload`, in turn, nothing of it may be left.
 pub(crate) fn kills(mut arguments: impl Iterator<Item = String>) -> Result<()> {
@@ -196,17 +221,7 @@ pub(crate) fn kills(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     load.extend(arguments);
     let mut seeded = Seeded::new(seed);
     let before = Traces::now()?;
-    // The longest of three: the first has to read the program itself.
-    let mut longest = Duration::ZERO;
-    for _ in 0..3 {
-        let run = command::run(&load)?;
-        ensure!(run.code == Some(0), "load does not work: {}", run.message);
-        longest = longest.max(run.duration);
-        command::must(&["unload"])?;
-        settled(&before)?;
-    }
-    print("kill-span", &json!({ "seconds": longest.as_secs_f64() }));
-    let span_us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+    let span_us = span_us(&load, &before)?;
     let mut failures = 0;
     for number in 0..count {
         let after = Duration::from_micros(seeded.below(span_us));
@@ -235,6 +250,79 @@ pub(crate) fn kills(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     }
     ensure!(failures == 0, "{failures} of {count} trials failed");
     Ok(())
+}
+
+/// What a load may be asked to end by.
+const SIGNALS: [Signal; 3] = [Signal::INT, Signal::HUP, Signal::TERM];
+/// What is added to a signal's number in the exit code of a program that ends by it.
+const SIGNAL_CODE_BASE: i32 = 128;
+
+/// `interrupt-trials SEED COUNT LOAD-ARGUMENTS...`: asks a load to end, at random moments, by each signal in turn. It
+/// says so, and leaves nothing, without a next command.
+pub(crate) fn interrupts(mut arguments: impl Iterator<Item = String>) -> Result<()> {
+    let (seed, count) = seed_and_count(&mut arguments)?;
+    let mut load = vec!["load".to_owned()];
+    load.extend(arguments);
+    let mut seeded = Seeded::new(seed);
+    let before = Traces::now()?;
+    let span_us = span_us(&load, &before)?;
+    let (mut failures, mut ended) = (0, 0);
+    for (number, &signal) in (0..count).zip(SIGNALS.iter().cycle()) {
+        let after = Duration::from_micros(seeded.below(span_us));
+        let code = load_and_send(&load, after, signal)?;
+        let result = interrupt_trial(code, signal, &before);
+        failures += u64::from(result.is_err());
+        ended += u64::from(code != Some(0));
+        print(
+            "interrupt",
+            &json!({
+                "number": number,
+                "after_ms": after.as_secs_f64() * 1e3,
+                "signal": signal.as_raw(),
+                "exit_code": code,
+                "failure": result.as_ref().err().map(|error| format!("{error:#}")),
+            }),
+        );
+        if result.is_err() {
+            let _ = command::run(&["unload"])?;
+            settled(&before).context("not even unload cleans up")?;
+        }
+    }
+    ensure!(failures == 0, "{failures} of {count} trials failed");
+    ensure!(ended > 0, "every load was faster than its signal");
+    Ok(())
+}
+
+fn interrupt_trial(code: Option<i32>, signal: Signal, before: &Traces) -> Result<()> {
+    match code {
+        Some(0) => {
+            whole()?;
+            command::must(&["unload"])?;
+        }
+        // Before it has begun to listen, the signal ends it as it ends any program.
+        None => {}
+        Some(code) => ensure!(
+            code == SIGNAL_CODE_BASE + signal.as_raw(),
+            "ended with {code} after signal {}",
+            signal.as_raw()
+        ),
+    }
+    settled(before)
+}
+
+/// Starts a load and sends it a signal so much later. Its exit code; `None` if the signal ended it.
+fn load_and_send(load: &[String], after: Duration, signal: Signal) -> Result<Option<i32>> {
+    let mut child = Command::new(KLEAP)
+        .args(load)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run kleap")?;
+    thread::sleep(after);
+    // Not waited for yet, so the number is still its own.
+    rustix::process::kill_process(Pid::from_child(&child), signal).context("cannot signal it")?;
+    Ok(child.wait().context("cannot wait for it")?.code())
 }
 
 fn kill_trial(code: Option<i32>, next: &str, before: &Traces) -> Result<()> {

@@ -3,6 +3,7 @@
 fragmentation
 # The counters that the trials compare are those of a machine that has loaded before.
 load
+[ $code = 0 ] || finish fail "the load was refused before anything was fragmented: $code"
 must kleap unload
 run kleap-guest fragment-trials "$seed" "$count" "$first" \
     $image --initrd $initrd --command-line "$command_line" --strategy auto

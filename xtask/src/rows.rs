@@ -685,6 +685,8 @@ const FAST: &[&str] = &[
     "stress/migrate/6.1/move-pages/pins-no",
     "stress/migrate/6.1/soft-offline/pins-no",
     "stress/kill/6.1",
+    "stress/interrupt/6.1",
+    "stress/killing-spree/6.12/reboot",
     "stress/race/2",
     "stress/numa/6.1",
     "stress/exhaustion/6.1/short",

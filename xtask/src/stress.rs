@@ -48,6 +48,8 @@ const FRAGMENTATION: &str = include_str!("../guest-scripts/fragmentation.sh");
 const FRAGMENTED_HAND_OVER: &str = include_str!("../guest-scripts/fragmented-hand-over.sh");
 const FRESH: &str = include_str!("../guest-scripts/fresh.sh");
 const KILL: &str = include_str!("../guest-scripts/kill.sh");
+const INTERRUPT: &str = include_str!("../guest-scripts/interrupt.sh");
+const KILLING_SPREE: &str = include_str!("../guest-scripts/killing-spree.sh");
 const RACE: &str = include_str!("../guest-scripts/race.sh");
 const HOTPLUG: &str = include_str!("../guest-scripts/hotplug.sh");
 const MIGRATE: &str = include_str!("../guest-scripts/migrate.sh");
@@ -366,7 +368,7 @@ pub(crate) fn rows() -> Vec<Row> {
         }
         rows.push(hotplug(first, "online_movable", true));
     }
-    for first in ["5.10", "6.1", "7.3"] {
+    for first in ["5.10", "6.1", "6.12", "7.3"] {
         for pins in [true, false] {
             rows.push(migrate(first, "move-pages", "move-pages", pins));
             rows.push(migrate(first, "soft-offline", "soft-offline 4", pins));
@@ -384,6 +386,28 @@ pub(crate) fn rows() -> Vec<Row> {
             KILL,
             format!("seed={ROW_SEED} count=20"),
         ));
+    }
+    for first in ["5.10", "6.1", "7.3"] {
+        rows.push(attack(
+            format!("interrupt/{first}"),
+            first,
+            EL1_A57,
+            INTERRUPT,
+            format!("seed={ROW_SEED} count=30"),
+        ));
+    }
+    for first in ["5.10", "6.1", "6.12", "7.3"] {
+        for how in ["exec", "reboot"] {
+            let mut row = attack(
+                format!("killing-spree/{first}/{how}"),
+                first,
+                EL2_A57,
+                KILLING_SPREE,
+                format!("how={how}"),
+            );
+            row.moved_max_bytes = Some(0);
+            rows.push(row);
+        }
     }
     for rivals in [2, 4] {
         rows.push(attack(
