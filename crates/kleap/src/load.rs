@@ -360,6 +360,11 @@ fn load_owned(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summar
         )?;
         exec::stage(&trial, &payload.memory).map(|_| ())
     };
+    place::drop_cached(
+        &payload.requirements(place::STAGE_BYTES),
+        std::iter::once(payload.arguments.image.as_path())
+            .chain(payload.arguments.initrd.iter().map(PathBuf::as_path)),
+    )?;
     // Pinned by this process until the holder has them too.
     let Placed { layout, pin } = place::find(
         store,

@@ -35,6 +35,7 @@ use kleap_plan::layout::BASE_ALIGNMENT_BYTES;
 use kleap_plan::{Layout, LayoutError, Owned, Requirements, Strategy, layout, stage};
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Room for the relocator's stage that is asked for first, bytes; twice as much each time it is too little.
@@ -433,7 +434,11 @@ impl<'a> Search<'a> {
     ) -> Result<bool, Failure> {
         let wanted = pages_of(nearly.owned(), size_bytes);
         match probe.claim(&mut self.pool(size_bytes), &wanted) {
-            Ok(()) => self.refine(size_bytes)?,
+            Ok(()) => {
+                // Some of what is missing may be among what single CPUs keep again.
+                self.store.empty_cpu_lists()?;
+                self.refine(size_bytes)?;
+            }
             Err(Failure::Memory { .. }) => {}
             Err(failure) => return Err(failure),
         }
@@ -964,6 +969,42 @@ pub(crate) fn used_memory(layout: &Layout) -> PhysRanges {
         .collect()
 }
 
+/// What all pieces take together, bytes, in pages of the size that is taken first.
+fn needed_bytes(requirements: &Requirements) -> u64 {
+    let whole = |bytes: u64| {
+        bytes
+            .max(1)
+            .checked_next_multiple_of(FIRST_SIZE_BYTES)
+            .unwrap_or(u64::MAX)
+    };
+    [
+        requirements
+            .text_offset_bytes
+            .saturating_add(requirements.image_size_bytes),
+        requirements.initrd_bytes,
+        requirements.device_tree_bytes,
+        requirements.stage_bytes,
+    ]
+    .into_iter()
+    .filter(|bytes| *bytes > 0)
+    .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)))
+}
+
+/// Drops the payload's files from the page cache where the search may come to memory that is a cache. They lie in the middle
+/// of what is free, because they have just been looked at, and would be dropped at its end, when the kernel has begun to
+/// put pages of its own into the place that they leave. Where memory is plentiful they stay, for the next load.
+pub(crate) fn drop_cached<'p>(
+    requirements: &Requirements,
+    paths: impl IntoIterator<Item = &'p Path>,
+) -> Result<(), Failure> {
+    let memory = facts::memory()?;
+    let search_bytes = needed_bytes(requirements).saturating_mul(FACTOR_AUTO);
+    if memory.free_bytes < search_bytes {
+        paths.into_iter().for_each(facts::drop_cached);
+    }
+    Ok(())
+}
+
 /// Gets pages for a new payload, and a layout for them. `try_stage` says whether the relocator's stage can be
 /// built for a layout.
 pub(crate) fn find(
@@ -974,23 +1015,7 @@ pub(crate) fn find(
     memory: &Memory,
     try_stage: impl Fn(&Layout) -> Result<(), Failure>,
 ) -> Result<Placed, Failure> {
-    let whole = |bytes: u64| {
-        bytes
-            .max(1)
-            .checked_next_multiple_of(FIRST_SIZE_BYTES)
-            .unwrap_or(u64::MAX)
-    };
-    let needed_bytes = [
-        requirements
-            .text_offset_bytes
-            .saturating_add(requirements.image_size_bytes),
-        requirements.initrd_bytes,
-        requirements.device_tree_bytes,
-        requirements.stage_bytes,
-    ]
-    .into_iter()
-    .filter(|bytes| *bytes > 0)
-    .fold(0_u64, |sum, bytes| sum.saturating_add(whole(bytes)));
+    let needed_bytes = needed_bytes(requirements);
     let mut has_emptied_lists = false;
     let limits = match Limits::now(needed_bytes, strategy) {
         Err(Failure::Memory { .. }) => {

@@ -43,6 +43,14 @@ pub fn has_own_mounts() -> Option<bool> {
     Some(namespace("self")? != namespace("1")?)
 }
 
+/// Has the kernel drop what it has of a file in its cache, as far as it can: what is being written, mapped or not on a disk
+/// stays. Whether it did is not known, and nothing depends on it.
+pub fn drop_cached(path: &Path) {
+    if let Ok(file) = std::fs::File::open(path) {
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    }
+}
+
 /// Reads a file of at most `max_bytes`.
 ///
 /// # Errors
