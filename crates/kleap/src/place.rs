@@ -9,8 +9,8 @@
 //! 2. if that is not enough, all of them go back, single CPUs give back what they keep, memory is compacted, and they
 //!    are looked for once more;
 //! 3. those that the best place lacks, which may have been left over when the limit was reached;
-//! 4. larger ones, one of which is a run by itself: for that, what is of no use has been given back;
-//! 5. smaller ones, where there are not even enough to hold the payload.
+//! 4. where there are not even enough to hold the payload, what others have set aside, and smaller ones;
+//! 5. larger ones, one of which is a run by itself: for that, what is of no use has been given back.
 //!
 //! What then still has no run goes to the place that has the most of it already, and only the rest is moved
 //! at hand-over. Nothing is kept that the layout does not use.
@@ -68,8 +68,6 @@ const BETTER_STEP_BYTES: u64 = 8 << 20;
 const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
 /// How often pages are asked for that a layout lacks, each time with less to be moved than before.
 const REFINE_ROUNDS: u32 = 4;
-/// What may be missing of a layout for it to be completed before memory is compacted: this part of the pages that were found.
-const NEARLY_PART: u64 = 8;
 /// How often pages that moved while they were pinned are laid out again.
 const PIN_TRIES: u32 = 4;
 
@@ -360,16 +358,6 @@ impl<'a> Search<'a> {
                     .ok()
             });
         }
-        if layout.is_none()
-            && strategy == Strategy::InPlace
-            && !self.is_slow
-            && let Some(nearly) = self.nearly(&probe, size_bytes)
-        {
-            if self.complete(probe, size_bytes, &nearly)? {
-                return Ok(true);
-            }
-            probe = Probe::new(&mut self.pool(size_bytes))?;
-        }
         if layout.is_none() && strategy == Strategy::InPlace && !self.is_slow {
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
@@ -407,48 +395,6 @@ impl<'a> Search<'a> {
             Ok(()) | Err(Failure::Memory { .. }) => Ok(true),
             Err(failure) => Err(failure),
         }
-    }
-
-    /// A layout that lacks little to be in place.
-    fn nearly(&self, probe: &Probe, size_bytes: u64) -> Option<Layout> {
-        [Which::Lasting, Which::All]
-            .into_iter()
-            .filter_map(|which| {
-                self.layout_of(probe, size_bytes, Strategy::Auto, which)
-                    .ok()
-            })
-            .min_by_key(Layout::moved_bytes)
-            .filter(|layout| {
-                let all_bytes = layout.moved_bytes().saturating_mul(NEARLY_PART);
-                all_bytes <= probe.pages() * size_bytes
-            })
-    }
-
-    /// Takes the pages of a layout that lacks little, and asks for the rest; gives all of them back where that is not to be
-    /// had. While they are held, the kernel puts nothing of its own between them, as it may once everything has been given back.
-    fn complete(
-        &mut self,
-        probe: Probe,
-        size_bytes: u64,
-        nearly: &Layout,
-    ) -> Result<bool, Failure> {
-        let wanted = pages_of(nearly.owned(), size_bytes);
-        match probe.claim(&mut self.pool(size_bytes), &wanted) {
-            Ok(()) => {
-                // Some of what is missing may be among what single CPUs keep again.
-                self.store.empty_cpu_lists()?;
-                self.refine(size_bytes)?;
-            }
-            Err(Failure::Memory { .. }) => {}
-            Err(failure) => return Err(failure),
-        }
-        if self.try_first()?.is_ok() {
-            return Ok(true);
-        }
-        self.store.trim(self.payload, |_, _| false)?;
-        self.held_bytes = 0;
-        self.useless_bytes.set(0);
-        Ok(false)
     }
 
     /// Asks for the pages that the best layout lacks where it is to be, with everything else given back. The kernel hands out
