@@ -212,7 +212,7 @@ pub(crate) fn exec(arguments: &ExecArguments) -> Result<(), Failure> {
     // `reboot` there is nothing.
     machine::kexec_cost()?.check(true).inspect_err(|_| {
         // Which holds as much as the new one would take, until that is there.
-        if has_stage {
+        if has_stage && loaded.layout == noted {
             output::warn(
                 "what load --early gave to the kernel is still there: systemctl kexec or kexec -e enters it",
             );

@@ -252,6 +252,16 @@ impl<'a> Payload<'a> {
         })
     }
 
+    /// What is not in memory yet, bytes.
+    fn unread_bytes(&self) -> u64 {
+        let initrd = self.initrd.as_ref();
+        let initrd_bytes = initrd.map_or(0, |initrd| initrd.pieces.unread_bytes());
+        self.kernel
+            .pieces
+            .unread_bytes()
+            .saturating_add(initrd_bytes)
+    }
+
     pub(crate) fn requirements(&self, stage_bytes: u64) -> Requirements {
         Requirements {
             image_file_bytes: self.kernel.pieces.size_bytes(),
@@ -444,23 +454,21 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
     Ok(())
 }
 
-/// How often a file is in memory while the kernel takes it: as it was read, and the kernel's copy.
-const COPIES: u64 = 2;
-/// And for `kexec_file_load(2)`: the file in memory that the kernel is given, and the kernel's copies of that file and
-/// for the hand-over.
-const COPIES_OF_FILES: u64 = 3;
-
 /// Gives all pieces to the kernel, which will copy them to their places.
 fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let requirements = payload.requirements(place::STAGE_BYTES);
     // Read by us, and copied by the kernel, which then makes its tables.
-    let copies_bytes = requirements
+    let kernels_bytes = requirements
         .initrd_bytes
         .saturating_add(requirements.image_file_bytes)
-        .saturating_mul(COPIES)
         .saturating_add(requirements.device_tree_bytes + requirements.stage_bytes);
-    place::check_available_to_kernel(copies_bytes)?;
-    machine::kexec_cost_beside(copies_bytes)?.check(true)?;
+    let copies = machine::Copies {
+        ours_bytes: payload.unread_bytes(),
+        kernels_bytes,
+    };
+    place::check_available_to_us(copies.ours_bytes.saturating_add(kernels_bytes))?;
+    place::check_available_to_kernel(kernels_bytes)?;
+    machine::kexec_cost_beside(copies)?.check(true)?;
     let mut memory = payload.memory.within(payload.arguments.wishes.window);
     let layout = loop {
         let layout = layout::choose(
@@ -559,19 +567,18 @@ pub(crate) fn load_files(arguments: &LoadArguments) -> Result<(), Failure> {
             payload.tree_path.display()
         ));
     }
+    // The kernel reads each file into memory of its own, and makes the segments of that, which may lie in CMA.
     let requirements = payload.requirements(0);
-    let is_file = |initrd: &mut Initrd| initrd.pieces.whole_file().is_some();
-    // One that is a file is read by the kernel alone.
-    let initrd_copies = match payload.initrd.as_mut().is_some_and(is_file) {
-        true => COPIES,
-        false => COPIES_OF_FILES,
+    let files_bytes = requirements
+        .initrd_bytes
+        .saturating_add(requirements.image_file_bytes);
+    let copies = machine::Copies {
+        ours_bytes: payload.unread_bytes().saturating_add(files_bytes),
+        kernels_bytes: files_bytes,
     };
-    let copies_bytes = requirements
-        .image_file_bytes
-        .saturating_mul(COPIES_OF_FILES)
-        .saturating_add(requirements.initrd_bytes.saturating_mul(initrd_copies));
-    place::check_available_to_kernel(copies_bytes)?;
-    let cost = machine::kexec_cost_beside(copies_bytes)?;
+    place::check_available_to_us(copies.ours_bytes.saturating_add(files_bytes))?;
+    place::check_available_to_kernel(files_bytes)?;
+    let cost = machine::kexec_cost_beside(copies)?;
     cost.check(true)?;
     let store = Store::open_if_used()?;
     let image = std::mem::take(&mut payload.kernel.pieces).take()?;

@@ -369,14 +369,23 @@ pub(crate) struct KexecCost(pub(crate) kleap_plan::KexecCost);
 /// Predicts it, from what the machine is now. Reserves that the kernel has raised are waited for where it does not fit
 /// beside them.
 pub(crate) fn kexec_cost() -> Result<KexecCost, Failure> {
-    kexec_cost_beside(0)
+    kexec_cost_beside(Copies::default())
 }
 
-/// The same for when so many bytes more are in use as now.
-pub(crate) fn kexec_cost_beside(taken_bytes: u64) -> Result<KexecCost, Failure> {
+/// Copies of the payload that will be in memory at the call, and are not yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Copies {
+    /// Those that may lie in CMA, bytes.
+    pub(crate) ours_bytes: u64,
+    /// Those that may not, bytes.
+    pub(crate) kernels_bytes: u64,
+}
+
+/// The same for when there are such copies.
+pub(crate) fn kexec_cost_beside(copies: Copies) -> Result<KexecCost, Failure> {
     let began = Instant::now();
     loop {
-        let cost = kexec_cost_now(taken_bytes)?;
+        let cost = kexec_cost_now(copies)?;
         if cost.0.fits() || !wait_for_reserves(began) {
             return Ok(cost);
         }
@@ -398,7 +407,7 @@ pub(crate) fn wait_for_reserves(began: Instant) -> bool {
     may_fall
 }
 
-fn kexec_cost_now(taken_bytes: u64) -> Result<KexecCost, Failure> {
+fn kexec_cost_now(copies: Copies) -> Result<KexecCost, Failure> {
     let entries = iomem_entries()?;
     let (release, _) = facts::kernel_release();
     let memory = facts::memory()?;
@@ -415,7 +424,8 @@ fn kexec_cost_now(taken_bytes: u64) -> Result<KexecCost, Failure> {
             .available_bytes
             .saturating_sub(memory.cma_free_bytes)
             .saturating_sub(facts::watermark_boost_bytes())
-            .saturating_sub(taken_bytes),
+            .saturating_sub(copies.kernels_bytes)
+            .saturating_sub(copies.ours_bytes.saturating_sub(memory.cma_free_bytes)),
     };
     kexec_cost::predict(&input)
         .map(KexecCost)

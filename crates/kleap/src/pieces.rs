@@ -138,6 +138,15 @@ impl Pieces {
         self.sources.iter().map(Source::size_bytes).sum()
     }
 
+    /// How much of it is in no memory of ours yet.
+    pub(crate) fn unread_bytes(&self) -> u64 {
+        let unread = |source: &Source| match source {
+            Source::File { size_bytes, .. } => *size_bytes,
+            Source::Memory(_) => 0,
+        };
+        self.sources.iter().map(unread).sum()
+    }
+
     /// The file, if it is one, and all of it.
     pub(crate) fn whole_file(&self) -> Option<&File> {
         match self.sources.as_slice() {

@@ -173,9 +173,13 @@ impl Error {
             Self::NoKexecFile => Some(
                 "load with kexec_load(2) instead (kleap load, kexec -c), or boot a kernel with CONFIG_KEXEC_FILE=y",
             ),
-            Self::Refused(_) | Self::FileRefused(_) => {
+            Self::Refused(_) => {
                 Some("kleap check says what this machine allows, and what to do about it")
             }
+            Self::FileRefused(_) => Some(
+                "give an Image that is not compressed, signed if this kernel wants that; kleap check says what this machine \
+                 allows",
+            ),
             Self::NoHugePages { .. } => Some(
                 "load with --strategy kernel, which needs none, or boot a kernel with CONFIG_HUGETLBFS=y",
             ),

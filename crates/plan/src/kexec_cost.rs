@@ -318,7 +318,7 @@ impl fmt::Display for Hazard {
             } => write!(
                 f,
                 "kexec_load would copy up to {} MiB of this kernel's tables, but only {} MiB of memory are \
-                 available and {} MiB must remain",
+                 available for that and {} MiB must remain",
                 needed_bytes.div_ceil(1 << 20),
                 available_bytes >> 20,
                 remaining_bytes.div_ceil(1 << 20)
