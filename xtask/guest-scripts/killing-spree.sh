@@ -18,7 +18,8 @@ spree() {
     done
 }
 
-sleep 1000 &
+# One that only SIGKILL ends.
+sh -c 'trap "" TERM; while :; do sleep 1; done' &
 victim=$!
 early=
 [ "$how" = exec ] || early=--early
@@ -29,6 +30,7 @@ say "holders: $found"
 [ -n "$found" ] || finish fail "nobody holds the pages"
 spree TERM
 sleep 1
+[ -d /proc/$victim ] || finish fail "SIGTERM has ended who ignores it"
 spree KILL
 waited=0
 while [ -d /proc/$victim ] && ! grep -q '^State:.*Z' /proc/$victim/status; do

@@ -11,7 +11,7 @@
 //! - [`instructions`]: instructions that the relocator executes for each byte, counted.
 //! - [`tables`]: bytes of translation tables, computed, for machines of any size.
 //!
-//! Each prints a table and writes `target/bench/NAME.json` and `target/bench/NAME.svg`; the fields of
+//! Each prints a table and writes `target/bench/NAME.json`, those that measure also `target/bench/NAME.svg`; the fields of
 //! the JSON are described in `docs/benchmarks.md`.
 //!
 //! The interrupt controller has no ITS. With one, the LPI tables of the first kernel are still live after
@@ -73,7 +73,7 @@ pub(crate) enum What {
     Instructions,
     /// Translation tables for machines of 4 GiB to 16 TiB, computed
     Tables,
-    /// Everything but `file`, which has a kernel to build
+    /// Everything but `panic` and `file`, which has a kernel to build
     All,
 }
 
