@@ -56,11 +56,14 @@ pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
     {
         row.kind = rows::VHE_N1;
     }
+    if let Some(kernel) = &wish.kernel {
+        // Before anything is built for it.
+        ensure!(kernel.is_file(), "{} is not a file", kernel.display());
+    }
     row.name = "demo".to_owned();
     row.replay = Some(wish.command());
     let mut assets = Assets::prepare(lab, std::slice::from_ref(&row))?;
     if let Some(kernel) = &wish.kernel {
-        ensure!(kernel.is_file(), "{} is not a file", kernel.display());
         row.second = YOURS;
         assets.set_kernel(YOURS, kernel.canonicalize()?);
     }

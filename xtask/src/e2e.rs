@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use crate::lab::Lab;
@@ -44,6 +44,12 @@ pub(crate) struct Tally {
 /// The rows selected.
 pub(crate) fn select(selection: &Selection) -> Result<Vec<Row>> {
     let all = rows::all();
+    for text in &selection.only {
+        ensure!(
+            all.iter().any(|row| selects(text, &row.name, &all)),
+            "--only {text}: no row is called so: `cargo xtask e2e --list` shows their names"
+        );
+    }
     let chosen: Vec<Row> = all
         .iter()
         .filter(|row| {

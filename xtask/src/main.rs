@@ -101,7 +101,7 @@ enum Task {
         #[arg(long, value_name = "SUBSTRING")]
         only: Vec<String>,
         /// How many machines run at a time [default: by cores and memory]
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = at_least_one)]
         jobs: Option<usize>,
     },
     /// Compare kleap under the name kexec with Debian's own kexec: every option, every mistake
@@ -128,6 +128,13 @@ enum Task {
     Fuzz(fuzz::Wish),
 }
 
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("a number from 1 on".to_owned()),
+        Ok(number) => Ok(number),
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -141,6 +148,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<()> {
     let lab = lab::Lab::locate()?;
+    qemu::check_slowdown()?;
     match arguments.command {
         Task::Setup => setup::run(&lab),
         Task::Build { fault_injection } => build::run(&lab, fault_injection),

@@ -392,11 +392,22 @@ fn descriptor_path(directory: &File, name: &str) -> PathBuf {
 
 /// How much longer everything may take.
 fn slowdown() -> f64 {
-    env::var(SLOWDOWN_VARIABLE)
+    read_slowdown().unwrap_or(1.0)
+}
+
+fn read_slowdown() -> Result<f64> {
+    let Ok(text) = env::var(SLOWDOWN_VARIABLE) else {
+        return Ok(1.0);
+    };
+    text.parse::<f64>()
         .ok()
-        .and_then(|text| text.parse::<f64>().ok())
         .filter(|value| value.is_finite() && *value >= 1.0)
-        .unwrap_or(1.0)
+        .with_context(|| format!("{SLOWDOWN_VARIABLE}={text}: a number from 1 on"))
+}
+
+/// Refuses a slowdown that is none, before anything is built.
+pub(crate) fn check_slowdown() -> Result<()> {
+    read_slowdown().map(|_| ())
 }
 
 /// QEMU's command line.

@@ -35,6 +35,8 @@ const TRIALS_PER_MACHINE: u64 = 20;
 const TRIALS_DEADLINE_MS: u64 = 1_800_000;
 /// What the page cache is filled with needs them.
 const CACHE_MODULES: &[&str] = &["loop"];
+/// Most loads of one attack, and the highest number of the first one.
+const LOADS_MAX: u64 = 1_000_000;
 /// The seed of the rows; `cargo xtask stress --seed` takes others.
 const ROW_SEED: u64 = 1;
 /// CPUs of these machines: what is waited for is memory.
@@ -449,18 +451,40 @@ pub(crate) struct Wish {
     #[arg(long, default_value_t = ROW_SEED, value_name = "N")]
     seed: u64,
     /// How many loads, of each size
-    #[arg(long, default_value_t = 200, value_name = "N")]
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=LOADS_MAX))]
     loads: u64,
     /// Only this payload, in MB: 100 or 380
     #[arg(long, value_name = "MB")]
     payload: Option<u64>,
     /// The number of the first load: repeats some of a longer run
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u64).range(..=LOADS_MAX))]
     from: u64,
+}
+
+impl Wish {
+    /// Refuses what would be ignored, or would leave nothing to do.
+    fn check(&self) -> Result<()> {
+        let sizes: Vec<u64> = PAYLOADS
+            .iter()
+            .map(|(bytes, _)| bytes / 1_000_000)
+            .collect();
+        if let Some(megabytes) = self.payload {
+            ensure!(
+                sizes.contains(&megabytes),
+                "--payload {megabytes}: one of {sizes:?}"
+            );
+        }
+        ensure!(
+            self.attack == Attack::Fragmentation || (self.payload.is_none() && self.from == 0),
+            "--payload and --from are for fragmentation alone"
+        );
+        Ok(())
+    }
 }
 
 /// Runs the machines of an attack one after the other and judges what they printed.
 pub(crate) fn run(lab: &Lab, wish: &Wish) -> Result<()> {
+    wish.check()?;
     let rows = match wish.attack {
         Attack::Fragmentation => fragmentation_rows(wish),
         Attack::Kill => vec![long(wish, "kill/6.1", 1), long(wish, "kill/7.3", 1)],

@@ -161,6 +161,8 @@ impl Wish {
                 "{name} {value}: at most {REPETITIONS_MAX}"
             );
         }
+        setup::known_name(&self.from)?;
+        setup::known_name(&self.to)?;
         ensure!(self.loads > 0, "--loads 0: at least one");
         ensure!(self.runs > 0, "--runs 0: at least one");
         ensure!(!self.sizes.is_empty(), "--sizes: at least one");
