@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 pub(crate) fn check_device_tree() -> Result<(), Failure> {
     let path = Path::new(facts::DEVICE_TREE_PATH);
     if !path.exists() {
+        if cfg!(not(target_arch = "aarch64")) {
+            return Err(kleap_linux::Error::Architecture(std::env::consts::ARCH).into());
+        }
         return Err(Failure::Unsupported(format!(
             "there is no {}, from which the next kernel's device tree is made: mount sysfs on /sys, or boot with a \
              device tree or EFI",
