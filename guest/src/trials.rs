@@ -183,22 +183,6 @@ fn out_of_memory_kills() -> Result<u64> {
         .context("/proc/vmstat does not count oom_kill")
 }
 
-/// Starts a load and kills it so much later. Gives its exit code if it was faster.
-fn load_and_kill(load: &[String], after: Duration) -> Result<Option<i32>> {
-    let mut child = Command::new(KLEAP)
-        .args(load)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot run kleap")?;
-    thread::sleep(after);
-    // SIGKILL; nothing happens to one that has already ended.
-    child.kill().context("cannot kill it")?;
-    let status = child.wait().context("cannot wait for it")?;
-    Ok(status.code())
-}
-
 /// How long a load takes, microseconds: the longest of three, because the first has to read the program itself.
 fn span_us(load: &[String], before: &Traces) -> Result<u64> {
     let mut longest = Duration::ZERO;
@@ -226,7 +210,7 @@ pub(crate) fn kills(mut arguments: impl Iterator<Item = String>) -> Result<()> {
     for number in 0..count {
         let after = Duration::from_micros(seeded.below(span_us));
         let next = if number % 2 == 0 { "status" } else { "unload" };
-        let code = load_and_kill(&load, after)?;
+        let code = load_and_send(&load, after, Signal::KILL)?;
         thread::sleep(AFTERMATH);
         let left = Traces::now()?;
         let result = kill_trial(code, next, &before);
@@ -320,7 +304,7 @@ fn load_and_send(load: &[String], after: Duration, signal: Signal) -> Result<Opt
         .spawn()
         .context("cannot run kleap")?;
     thread::sleep(after);
-    // Not waited for yet, so the number is still its own.
+    // Not waited for yet, so the number is still its own; nothing happens to one that has already ended.
     rustix::process::kill_process(Pid::from_child(&child), signal).context("cannot signal it")?;
     Ok(child.wait().context("cannot wait for it")?.code())
 }
