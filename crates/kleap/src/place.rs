@@ -679,18 +679,28 @@ struct PoolOf<'search, 'a> {
 impl Supply for PoolOf<'_, '_> {
     fn grow(&mut self, pages: u64) -> Result<u64, Failure> {
         let search = &*self.search;
-        if search.better_until.is_none() {
-            return search.store.grow(self.size_bytes, pages, search.node);
+        let (mut most, mut step) = (u64::MAX, u64::MAX);
+        if search.better_until.is_some() {
+            (most, step) = ((BETTER_STEP_BYTES / self.size_bytes).max(1), 1);
         }
-        let most = (BETTER_STEP_BYTES / self.size_bytes).max(1);
-        let (mut came, mut step) = (0, 1);
+        let mut came = 0;
         while came < pages && !search.is_late() {
-            let wanted = step.min(pages - came);
+            // All that come may be such as the kernel can use itself. Where none of those is to spare, one that
+            // is CMA's may come, or the last is put back.
+            let spare = spare_bytes()? / self.size_bytes;
+            let wanted = step.min(pages - came).min(spare.max(1));
             let began = Instant::now();
             let more = search.store.grow(self.size_bytes, wanted, search.node)?;
+            if spare == 0 && more > 0 && check_rest().is_err() {
+                search.store.shrink(self.size_bytes, more, search.node)?;
+                break;
+            }
             came += more;
             if more < wanted {
                 break;
+            }
+            if search.better_until.is_none() {
+                continue;
             }
             step = match began.elapsed() < BETTER_STEP_WAIT {
                 true => most.min(step * 2),
@@ -706,12 +716,11 @@ impl Supply for PoolOf<'_, '_> {
         let Some(larger) = sizes.into_iter().find(|larger| *larger > size_bytes) else {
             return Ok(0);
         };
-        search.store.grow_from_larger(
-            size_bytes,
-            larger,
-            search.limits.most_bytes / larger,
-            search.node,
-        )
+        // Never CMA's, so all of it is what the kernel could use itself.
+        let most_bytes = search.limits.most_bytes.min(spare_bytes()?);
+        search
+            .store
+            .grow_from_larger(size_bytes, larger, most_bytes / larger, search.node)
     }
 
     fn shrink(&mut self, pages: u64) -> Result<(), Failure> {
@@ -879,6 +888,24 @@ const REST_BYTES: u64 = 16 << 20;
 /// Or this part of all memory, where that is less: half of what the search leaves at least.
 const REST_PART: u64 = 2 * MARGIN_PART;
 
+/// What may be taken of what the kernel can use itself, bytes, with enough left as [`check_rest`] sees it.
+fn spare_bytes() -> Result<u64, Failure> {
+    let memory = facts::memory()?;
+    Ok(kernels_bytes(&memory)
+        .saturating_sub(facts::watermark_boost_bytes())
+        .saturating_sub(rest_bytes(&memory)))
+}
+
+/// What is available to the kernel for itself, which cannot come from CMA, bytes.
+fn kernels_bytes(memory: &facts::MemoryInfo) -> u64 {
+    memory.available_bytes.saturating_sub(memory.cma_free_bytes)
+}
+
+/// How much of that must be left, bytes.
+fn rest_bytes(memory: &facts::MemoryInfo) -> u64 {
+    REST_BYTES.min(memory.total_bytes / REST_PART)
+}
+
 /// Refuses to go on where the pages in the pool have left too little to the kernel itself. Where it has raised its
 /// reserves, that passes, and is waited for.
 ///
@@ -888,10 +915,9 @@ pub(crate) fn check_rest() -> Result<(), Failure> {
     let began = Instant::now();
     loop {
         let memory = facts::memory()?;
-        // The kernel's own cannot come from CMA.
-        let left_bytes = memory.available_bytes.saturating_sub(memory.cma_free_bytes);
+        let left_bytes = kernels_bytes(&memory);
         let available_bytes = left_bytes.saturating_sub(facts::watermark_boost_bytes());
-        let needed_bytes = REST_BYTES.min(memory.total_bytes / REST_PART);
+        let needed_bytes = rest_bytes(&memory);
         if available_bytes >= needed_bytes {
             return Ok(());
         }
