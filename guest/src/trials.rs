@@ -183,37 +183,81 @@ fn out_of_memory_kills() -> Result<u64> {
         .context("/proc/vmstat does not count oom_kill")
 }
 
-/// How long a load takes, microseconds: the longest of three, because the first has to read the program itself.
-fn span_us(load: &[String], before: &Traces) -> Result<u64> {
-    let mut longest = Duration::ZERO;
-    for _ in 0..3 {
-        let run = command::run(load)?;
-        ensure!(run.code == Some(0), "load does not work: {}", run.message);
-        longest = longest.max(run.duration);
-        command::must(&["unload"])?;
-        settled(before)?;
+/// A load that something happens to at random moments.
+#[derive(Debug)]
+struct Disturbed {
+    load: Vec<String>,
+    count: u64,
+    seeded: Seeded,
+    before: Traces,
+    /// How long it takes: the longest of three, because the first has to read the program itself.
+    span_us: u64,
+}
+
+impl Disturbed {
+    /// From `SEED COUNT LOAD-ARGUMENTS...`.
+    fn new(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let (seed, count) = seed_and_count(&mut arguments)?;
+        let mut load = vec!["load".to_owned()];
+        load.extend(arguments);
+        let before = Traces::now()?;
+        let mut longest = Duration::ZERO;
+        for _ in 0..3 {
+            let run = command::run(&load)?;
+            ensure!(run.code == Some(0), "load does not work: {}", run.message);
+            longest = longest.max(run.duration);
+            command::must(&["unload"])?;
+            settled(&before)?;
+        }
+        print("kill-span", &json!({ "seconds": longest.as_secs_f64() }));
+        Ok(Self {
+            load,
+            count,
+            seeded: Seeded::new(seed),
+            before,
+            span_us: u64::try_from(longest.as_micros()).unwrap_or(u64::MAX),
+        })
     }
-    print("kill-span", &json!({ "seconds": longest.as_secs_f64() }));
-    Ok(u64::try_from(longest.as_micros()).unwrap_or(u64::MAX))
+
+    /// Starts it and sends it a signal at the next moment. When that was, and its exit code; `None` if the signal ended it.
+    fn send(&mut self, signal: Signal) -> Result<(Duration, Option<i32>)> {
+        let after = Duration::from_micros(self.seeded.below(self.span_us));
+        let mut child = Command::new(KLEAP)
+            .args(&self.load)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run kleap")?;
+        thread::sleep(after);
+        // Not waited for yet, so the number is still its own; nothing happens to one that has already ended.
+        rustix::process::kill_process(Pid::from_child(&child), signal)
+            .context("cannot signal it")?;
+        Ok((after, child.wait().context("cannot wait for it")?.code()))
+    }
+
+    /// After a trial that failed, the next one starts from a clean machine.
+    fn clean_up_after(&self, result: &Result<()>) -> Result<()> {
+        if result.is_err() {
+            let _ = command::run(&["unload"])?;
+            settled(&self.before).context("not even unload cleans up")?;
+        }
+        Ok(())
+    }
 }
 
 /// `kill-trials SEED COUNT LOAD-ARGUMENTS...`: kills a load at random moments; after the next `status`
 /// or `unload`, in turn, nothing of it may be left.
-pub(crate) fn kills(mut arguments: impl Iterator<Item = String>) -> Result<()> {
-    let (seed, count) = seed_and_count(&mut arguments)?;
-    let mut load = vec!["load".to_owned()];
-    load.extend(arguments);
-    let mut seeded = Seeded::new(seed);
-    let before = Traces::now()?;
-    let span_us = span_us(&load, &before)?;
+pub(crate) fn kills(arguments: impl Iterator<Item = String>) -> Result<()> {
+    let mut disturbed = Disturbed::new(arguments)?;
+    let count = disturbed.count;
     let mut failures = 0;
     for number in 0..count {
-        let after = Duration::from_micros(seeded.below(span_us));
         let next = if number % 2 == 0 { "status" } else { "unload" };
-        let code = load_and_send(&load, after, Signal::KILL)?;
+        let (after, code) = disturbed.send(Signal::KILL)?;
         thread::sleep(AFTERMATH);
         let left = Traces::now()?;
-        let result = kill_trial(code, next, &before);
+        let result = kill_trial(code, next, &disturbed.before);
         failures += u64::from(result.is_err());
         print(
             "kill",
@@ -223,14 +267,11 @@ pub(crate) fn kills(mut arguments: impl Iterator<Item = String>) -> Result<()> {
                 "exit_code": code,
                 "next": next,
                 // Whether there was anything to clean up: a kill that comes too early shows nothing.
-                "left": if left == before { Value::Null } else { json!(left) },
+                "left": if left == disturbed.before { Value::Null } else { json!(left) },
                 "failure": result.as_ref().err().map(|error| format!("{error:#}")),
             }),
         );
-        if result.is_err() {
-            let _ = command::run(&["unload"])?;
-            settled(&before).context("not even unload cleans up")?;
-        }
+        disturbed.clean_up_after(&result)?;
     }
     ensure!(failures == 0, "{failures} of {count} trials failed");
     Ok(())
@@ -243,18 +284,13 @@ const SIGNAL_CODE_BASE: i32 = 128;
 
 /// `interrupt-trials SEED COUNT LOAD-ARGUMENTS...`: asks a load to end, at random moments, by each signal in turn. It
 /// says so, and leaves nothing, without a next command.
-pub(crate) fn interrupts(mut arguments: impl Iterator<Item = String>) -> Result<()> {
-    let (seed, count) = seed_and_count(&mut arguments)?;
-    let mut load = vec!["load".to_owned()];
-    load.extend(arguments);
-    let mut seeded = Seeded::new(seed);
-    let before = Traces::now()?;
-    let span_us = span_us(&load, &before)?;
+pub(crate) fn interrupts(arguments: impl Iterator<Item = String>) -> Result<()> {
+    let mut disturbed = Disturbed::new(arguments)?;
+    let count = disturbed.count;
     let (mut failures, mut ended) = (0, 0);
     for (number, &signal) in (0..count).zip(SIGNALS.iter().cycle()) {
-        let after = Duration::from_micros(seeded.below(span_us));
-        let code = load_and_send(&load, after, signal)?;
-        let result = interrupt_trial(code, signal, &before);
+        let (after, code) = disturbed.send(signal)?;
+        let result = interrupt_trial(code, signal, &disturbed.before);
         failures += u64::from(result.is_err());
         ended += u64::from(code.is_some_and(|code| code != 0));
         print(
@@ -267,10 +303,7 @@ pub(crate) fn interrupts(mut arguments: impl Iterator<Item = String>) -> Result<
                 "failure": result.as_ref().err().map(|error| format!("{error:#}")),
             }),
         );
-        if result.is_err() {
-            let _ = command::run(&["unload"])?;
-            settled(&before).context("not even unload cleans up")?;
-        }
+        disturbed.clean_up_after(&result)?;
     }
     ensure!(failures == 0, "{failures} of {count} trials failed");
     ensure!(ended > 0, "no load has heard its signal");
@@ -292,21 +325,6 @@ fn interrupt_trial(code: Option<i32>, signal: Signal, before: &Traces) -> Result
         ),
     }
     settled(before)
-}
-
-/// Starts a load and sends it a signal so much later. Its exit code; `None` if the signal ended it.
-fn load_and_send(load: &[String], after: Duration, signal: Signal) -> Result<Option<i32>> {
-    let mut child = Command::new(KLEAP)
-        .args(load)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("cannot run kleap")?;
-    thread::sleep(after);
-    // Not waited for yet, so the number is still its own; nothing happens to one that has already ended.
-    rustix::process::kill_process(Pid::from_child(&child), signal).context("cannot signal it")?;
-    Ok(child.wait().context("cannot wait for it")?.code())
 }
 
 fn kill_trial(code: Option<i32>, next: &str, before: &Traces) -> Result<()> {

@@ -454,6 +454,15 @@ fn give_to_kernel(store: &Store, stage: &kleap_plan::Stage) -> Result<(), Failur
     Ok(())
 }
 
+/// Refuses a call for which there is no memory beside such copies; says what it will cost.
+fn check_room(copies: machine::Copies) -> Result<machine::KexecCost, Failure> {
+    place::check_available_to_us(copies.ours_bytes.saturating_add(copies.kernels_bytes))?;
+    place::check_available_to_kernel(copies.kernels_bytes)?;
+    let cost = machine::kexec_cost_beside(copies)?;
+    cost.check(true)?;
+    Ok(cost)
+}
+
 /// Gives all pieces to the kernel, which will copy them to their places.
 fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Summary), Failure> {
     let requirements = payload.requirements(place::STAGE_BYTES);
@@ -466,9 +475,7 @@ fn load_by_kernel(mut payload: Payload<'_>, store: &Store) -> Result<(Loaded, Su
         ours_bytes: payload.unread_bytes(),
         kernels_bytes,
     };
-    place::check_available_to_us(copies.ours_bytes.saturating_add(kernels_bytes))?;
-    place::check_available_to_kernel(kernels_bytes)?;
-    machine::kexec_cost_beside(copies)?.check(true)?;
+    check_room(copies)?;
     let mut memory = payload.memory.within(payload.arguments.wishes.window);
     let layout = loop {
         let layout = layout::choose(
@@ -576,10 +583,7 @@ pub(crate) fn load_files(arguments: &LoadArguments) -> Result<(), Failure> {
         ours_bytes: payload.unread_bytes().saturating_add(files_bytes),
         kernels_bytes: files_bytes,
     };
-    place::check_available_to_us(copies.ours_bytes.saturating_add(files_bytes))?;
-    place::check_available_to_kernel(files_bytes)?;
-    let cost = machine::kexec_cost_beside(copies)?;
-    cost.check(true)?;
+    let cost = check_room(copies)?;
     let store = Store::open_if_used()?;
     let image = std::mem::take(&mut payload.kernel.pieces).take()?;
     let kernel = kexec::image_file(&payload.arguments.image, &image)?;

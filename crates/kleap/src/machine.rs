@@ -424,8 +424,7 @@ fn kexec_cost_now(copies: Copies) -> Result<KexecCost, Failure> {
         total_bytes: memory.total_bytes,
         // Tables are not movable.
         available_bytes: memory
-            .available_bytes
-            .saturating_sub(memory.cma_free_bytes)
+            .available_without_cma_bytes()
             .saturating_sub(facts::watermark_boost_bytes())
             .saturating_sub(copies.kernels_bytes)
             .saturating_sub(copies.ours_bytes.saturating_sub(memory.cma_free_bytes)),

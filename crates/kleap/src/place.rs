@@ -891,17 +891,13 @@ const REST_PART: u64 = 2 * MARGIN_PART;
 /// What may be taken of what the kernel can use itself, bytes, with enough left as [`check_rest`] sees it.
 fn spare_bytes() -> Result<u64, Failure> {
     let memory = facts::memory()?;
-    Ok(kernels_bytes(&memory)
+    Ok(memory
+        .available_without_cma_bytes()
         .saturating_sub(facts::watermark_boost_bytes())
         .saturating_sub(rest_bytes(&memory)))
 }
 
-/// What is available to the kernel for itself, which cannot come from CMA, bytes.
-fn kernels_bytes(memory: &facts::MemoryInfo) -> u64 {
-    memory.available_bytes.saturating_sub(memory.cma_free_bytes)
-}
-
-/// How much of that must be left, bytes.
+/// How much must be left to the kernel itself, bytes.
 fn rest_bytes(memory: &facts::MemoryInfo) -> u64 {
     REST_BYTES.min(memory.total_bytes / REST_PART)
 }
@@ -915,7 +911,7 @@ pub(crate) fn check_rest() -> Result<(), Failure> {
     let began = Instant::now();
     loop {
         let memory = facts::memory()?;
-        let left_bytes = kernels_bytes(&memory);
+        let left_bytes = memory.available_without_cma_bytes();
         let available_bytes = left_bytes.saturating_sub(facts::watermark_boost_bytes());
         let needed_bytes = rest_bytes(&memory);
         if available_bytes >= needed_bytes {

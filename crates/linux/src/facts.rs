@@ -258,6 +258,14 @@ pub struct MemoryInfo {
     pub cma_free_bytes: u64,
 }
 
+impl MemoryInfo {
+    /// What is available to the kernel for itself, which cannot come from CMA, bytes.
+    #[must_use]
+    pub const fn available_without_cma_bytes(&self) -> u64 {
+        self.available_bytes.saturating_sub(self.cma_free_bytes)
+    }
+}
+
 /// How much memory there is.
 ///
 /// # Errors
