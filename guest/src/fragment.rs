@@ -102,8 +102,9 @@ pub(crate) struct Ballast {
     pins: Option<Pins>,
 }
 
-/// Mappings that this program may have: each 32 KiB of the largest machine in one of its own.
-const MAPPINGS_MAX: &str = "200000";
+/// Mappings that this program may have: more than any machine here has pages. Compaction takes neighbours apart, and with
+/// one mapping for each 32 KiB a program ended in the middle of its work.
+const MAPPINGS_MAX: &str = "2000000";
 
 impl Ballast {
     /// Nothing yet.
