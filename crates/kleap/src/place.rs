@@ -199,13 +199,36 @@ impl<'a> Search<'a> {
         pages.min(most_bytes.saturating_sub(self.held_bytes) / size_bytes)
     }
 
+    /// Adds up to `wanted` pages of a size to the pool, but no more than are to spare: all that come may be such as the
+    /// kernel can use itself. Where none of those is to spare, one that is CMA's may come, or it goes back; larger ones are not
+    /// asked for then. Returns how many came, and whether there may be more.
+    fn grow(&self, size_bytes: u64, wanted: u64) -> Result<(u64, bool), Failure> {
+        let spare = spare_bytes()? / size_bytes;
+        let least = u64::from(size_bytes <= FIRST_SIZE_BYTES);
+        let asked = wanted.min(spare.max(least));
+        if asked == 0 {
+            return Ok((0, false));
+        }
+        let came = self.store.grow(size_bytes, asked, self.node)?;
+        if spare == 0 && came > 0 && check_rest().is_err() {
+            self.store.shrink(size_bytes, came, self.node)?;
+            return Ok((0, false));
+        }
+        Ok((came, came >= asked))
+    }
+
     /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
     fn take(&mut self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
         let pages = self.at_most(size_bytes, pages);
-        if pages == 0 {
-            return Ok(0);
+        let mut came = 0;
+        while came < pages {
+            let (more, may_be_more) = self.grow(size_bytes, pages - came)?;
+            came += more;
+            if !may_be_more {
+                break;
+            }
         }
-        let came = self.store.grow(size_bytes, pages, self.node)?.min(pages);
+        let came = came.min(pages);
         if came > 0 && check_rest().is_err() {
             // What there is already may do.
             self.store.shrink(size_bytes, came, self.node)?;
@@ -685,18 +708,10 @@ impl Supply for PoolOf<'_, '_> {
         }
         let mut came = 0;
         while came < pages && !search.is_late() {
-            // All that come may be such as the kernel can use itself. Where none of those is to spare, one that
-            // is CMA's may come, or the last is put back.
-            let spare = spare_bytes()? / self.size_bytes;
-            let wanted = step.min(pages - came).min(spare.max(1));
             let began = Instant::now();
-            let more = search.store.grow(self.size_bytes, wanted, search.node)?;
-            if spare == 0 && more > 0 && check_rest().is_err() {
-                search.store.shrink(self.size_bytes, more, search.node)?;
-                break;
-            }
+            let (more, may_be_more) = search.grow(self.size_bytes, step.min(pages - came))?;
             came += more;
-            if more < wanted {
+            if !may_be_more {
                 break;
             }
             if search.better_until.is_none() {
