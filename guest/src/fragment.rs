@@ -8,6 +8,7 @@
 //! - `alternate-pinned`: the same, and one page of each is pinned, so that it stays where it is;
 //! - `random-pinned`: one page in every fourth block, at random, is pinned: free runs are short and
 //!   of all lengths;
+//! - `every-pinned`: one page in each block is pinned: huge pages of 2 MiB are only where nothing was taken;
 //! - `page-cache`: `plain`, and what is left is full of clean page cache. It is a block device's, which the
 //!   kernel does not keep together with what it can move (`GFP_USER`), so it is worse than that of files.
 //!
@@ -51,10 +52,11 @@ pub(crate) enum Kind {
     AlternatePinned,
     RandomPinned,
     PageCache,
+    EveryPinned,
 }
 
 impl Kind {
-    /// All of them.
+    /// Those that trials choose from.
     pub(crate) const ALL: [Self; 5] = [
         Self::Plain,
         Self::AlternateMovable,
@@ -71,12 +73,14 @@ impl Kind {
             Self::AlternatePinned => "alternate-pinned",
             Self::RandomPinned => "random-pinned",
             Self::PageCache => "page-cache",
+            Self::EveryPinned => "every-pinned",
         }
     }
 
     pub(crate) fn from_word(word: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
+            .chain([Self::EveryPinned])
             .find(|kind| kind.word() == word)
             .with_context(|| format!("no such kind of fragmentation: {word}"))
     }
@@ -141,6 +145,7 @@ impl Ballast {
                 Kind::Plain | Kind::PageCache => false,
                 Kind::AlternateMovable | Kind::AlternatePinned => block.number % 2 == 1,
                 Kind::RandomPinned => seeded.below(PINNED_ONE_IN) == 0,
+                Kind::EveryPinned => true,
             })
             .collect();
         let facts::MemoryInfo {
@@ -172,7 +177,12 @@ impl Ballast {
                 continue;
             };
             let is_whole = kept_bytes < wanted_bytes;
-            if marked && matches!(kind, Kind::AlternatePinned | Kind::RandomPinned) {
+            if marked
+                && matches!(
+                    kind,
+                    Kind::AlternatePinned | Kind::RandomPinned | Kind::EveryPinned
+                )
+            {
                 pinned.push(*first);
             }
             if is_whole {
@@ -379,7 +389,7 @@ mod tests {
 
     #[test]
     fn kinds_have_words() {
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().chain([Kind::EveryPinned]) {
             assert_eq!(Kind::from_word(kind.word()).unwrap(), kind);
         }
         assert!(Kind::from_word("sideways").is_err());

@@ -155,6 +155,25 @@ fn fragmented_hand_over(
     row
 }
 
+/// A hand-over from memory in which 2 MiB are free in fewer places than the payload needs, and 64 KiB in nearly all.
+fn small_pages(first: &'static str, kind: Kind) -> Row {
+    let (payload_bytes, memory_mb) = (380_000_000, 2048);
+    let mut row = attack(
+        format!("small-pages/{first}"),
+        first,
+        kind,
+        FRAGMENTED_HAND_OVER,
+        format!("seed={ROW_SEED} kind=every-pinned fill=0"),
+    );
+    row.payload_bytes = payload_bytes;
+    row.memory_mb = memory_mb;
+    // Pages of CMA cannot be pinned where they are. And a ramfs is not moved out of the way, as a tmpfs is.
+    row.first_words = "init_on_alloc=0 cma=0 rootfstype=ramfs";
+    row.lines = &["huge pages of 64 KiB"];
+    row.verdict_deadline_ms = Some(TRIALS_DEADLINE_MS);
+    row
+}
+
 /// What 5.10 needs to read a disk with a FAT file system, in the order in which it is loaded.
 const DISK_MODULES_5_10: &[&str] = &[
     "virtio",
@@ -397,6 +416,9 @@ pub(crate) fn rows() -> Vec<Row> {
             INTERRUPT,
             format!("seed={ROW_SEED} count=30"),
         ));
+    }
+    for (first, kind) in [("5.10", EL1_A57), ("6.1", EL2_A57), ("7.3", VHE_N1)] {
+        rows.push(small_pages(first, kind));
     }
     for first in ["5.10", "6.1", "6.12", "7.3"] {
         for how in ["exec", "reboot"] {
