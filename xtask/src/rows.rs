@@ -689,6 +689,7 @@ const FAST: &[&str] = &[
     "stress/killing-spree/6.12/reboot",
     "stress/race/2",
     "stress/numa/6.1",
+    "stress/small-pages/6.1",
     "stress/exhaustion/6.1/short",
 ];
 
