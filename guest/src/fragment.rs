@@ -56,8 +56,17 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    const ALL: [Self; 6] = [
+        Self::Plain,
+        Self::AlternateMovable,
+        Self::AlternatePinned,
+        Self::RandomPinned,
+        Self::PageCache,
+        Self::EveryPinned,
+    ];
     /// Those that trials choose from.
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const TRIED: [Self; 5] = [
         Self::Plain,
         Self::AlternateMovable,
         Self::AlternatePinned,
@@ -80,7 +89,6 @@ impl Kind {
     pub(crate) fn from_word(word: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
-            .chain([Self::EveryPinned])
             .find(|kind| kind.word() == word)
             .with_context(|| format!("no such kind of fragmentation: {word}"))
     }
@@ -177,12 +185,7 @@ impl Ballast {
                 continue;
             };
             let is_whole = kept_bytes < wanted_bytes;
-            if marked
-                && matches!(
-                    kind,
-                    Kind::AlternatePinned | Kind::RandomPinned | Kind::EveryPinned
-                )
-            {
+            if marked && kind != Kind::AlternateMovable {
                 pinned.push(*first);
             }
             if is_whole {
@@ -389,7 +392,7 @@ mod tests {
 
     #[test]
     fn kinds_have_words() {
-        for kind in Kind::ALL.into_iter().chain([Kind::EveryPinned]) {
+        for kind in Kind::ALL {
             assert_eq!(Kind::from_word(kind.word()).unwrap(), kind);
         }
         assert!(Kind::from_word("sideways").is_err());

@@ -65,7 +65,7 @@ pub(crate) fn fragmentation(mut arguments: impl Iterator<Item = String>) -> Resu
     let before = Traces::now()?;
     let mut failures = 0;
     let mut refusals = 0;
-    let kinds: Vec<Kind> = Kind::ALL
+    let kinds: Vec<Kind> = Kind::TRIED
         .into_iter()
         .filter(|kind| *kind != Kind::PageCache || can_fill_page_cache())
         .collect();

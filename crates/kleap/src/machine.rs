@@ -410,6 +410,14 @@ pub(crate) fn wait_for_reserves(began: Instant) -> bool {
     may_fall
 }
 
+/// What the kernel may take for itself at once, bytes: neither CMA, which it cannot use, nor what it keeps back while its
+/// reserves are raised.
+pub(crate) fn available_to_kernel_bytes(memory: &facts::MemoryInfo) -> u64 {
+    memory
+        .available_without_cma_bytes()
+        .saturating_sub(facts::watermark_boost_bytes())
+}
+
 fn kexec_cost_now(copies: Copies) -> Result<KexecCost, Failure> {
     let entries = iomem_entries()?;
     let (release, _) = facts::kernel_release();
@@ -423,9 +431,7 @@ fn kexec_cost_now(copies: Copies) -> Result<KexecCost, Failure> {
         command_line: &facts::command_line()?,
         total_bytes: memory.total_bytes,
         // Tables are not movable.
-        available_bytes: memory
-            .available_without_cma_bytes()
-            .saturating_sub(facts::watermark_boost_bytes())
+        available_bytes: available_to_kernel_bytes(&memory)
             .saturating_sub(copies.kernels_bytes)
             .saturating_sub(copies.ours_bytes.saturating_sub(memory.cma_free_bytes)),
     };

@@ -217,9 +217,8 @@ impl<'a> Search<'a> {
         Ok((came, came >= asked))
     }
 
-    /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
-    fn take(&mut self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
-        let pages = self.at_most(size_bytes, pages);
+    /// The same until there are no more to be had, or `pages` came.
+    fn grow_to_the_end(&self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
         let mut came = 0;
         while came < pages {
             let (more, may_be_more) = self.grow(size_bytes, pages - came)?;
@@ -228,7 +227,13 @@ impl<'a> Search<'a> {
                 break;
             }
         }
-        let came = came.min(pages);
+        Ok(came)
+    }
+
+    /// Takes up to `pages` more pages of a size, within the limits; returns how many came.
+    fn take(&mut self, size_bytes: u64, pages: u64) -> Result<u64, Failure> {
+        let pages = self.at_most(size_bytes, pages);
+        let came = self.grow_to_the_end(size_bytes, pages)?.min(pages);
         if came > 0 && check_rest().is_err() {
             // What there is already may do.
             self.store.shrink(size_bytes, came, self.node)?;
@@ -702,20 +707,17 @@ struct PoolOf<'search, 'a> {
 impl Supply for PoolOf<'_, '_> {
     fn grow(&mut self, pages: u64) -> Result<u64, Failure> {
         let search = &*self.search;
-        let (mut most, mut step) = (u64::MAX, u64::MAX);
-        if search.better_until.is_some() {
-            (most, step) = ((BETTER_STEP_BYTES / self.size_bytes).max(1), 1);
+        if search.better_until.is_none() {
+            return search.grow_to_the_end(self.size_bytes, pages);
         }
-        let mut came = 0;
+        let most = (BETTER_STEP_BYTES / self.size_bytes).max(1);
+        let (mut came, mut step) = (0, 1);
         while came < pages && !search.is_late() {
             let began = Instant::now();
             let (more, may_be_more) = search.grow(self.size_bytes, step.min(pages - came))?;
             came += more;
             if !may_be_more {
                 break;
-            }
-            if search.better_until.is_none() {
-                continue;
             }
             step = match began.elapsed() < BETTER_STEP_WAIT {
                 true => most.min(step * 2),
@@ -731,7 +733,7 @@ impl Supply for PoolOf<'_, '_> {
         let Some(larger) = sizes.into_iter().find(|larger| *larger > size_bytes) else {
             return Ok(0);
         };
-        // Never CMA's, so all of it is what the kernel could use itself.
+        // Hardly ever CMA's, so all of it counts as what the kernel could use itself.
         let most_bytes = search.limits.most_bytes.min(spare_bytes()?);
         search
             .store
@@ -906,10 +908,7 @@ const REST_PART: u64 = 2 * MARGIN_PART;
 /// What may be taken of what the kernel can use itself, bytes, with enough left as [`check_rest`] sees it.
 fn spare_bytes() -> Result<u64, Failure> {
     let memory = facts::memory()?;
-    Ok(memory
-        .available_without_cma_bytes()
-        .saturating_sub(facts::watermark_boost_bytes())
-        .saturating_sub(rest_bytes(&memory)))
+    Ok(machine::available_to_kernel_bytes(&memory).saturating_sub(rest_bytes(&memory)))
 }
 
 /// How much must be left to the kernel itself, bytes.
