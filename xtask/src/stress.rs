@@ -373,7 +373,12 @@ pub(crate) fn rows() -> Vec<Row> {
     }
     rows.extend(["5.10", "6.12", "7.3"].map(cma));
     // The same payload on a machine of a usual size, most of which is in use.
-    for (first, kind) in [("6.1", EL2_A57), ("6.12-16k", VHE_N1)] {
+    for (first, kind) in [
+        ("6.1", EL2_A57),
+        ("6.12", EL2_A57),
+        ("7.3", EL2_A57),
+        ("6.12-16k", VHE_N1),
+    ] {
         let mut row = fresh(first, kind, 100_000_000, 200, 1024);
         row.name = format!("stress/fresh/{first}/100M/200-of-1024M");
         row.script = script(FRESH, "percent=200 filled=yes");

@@ -6,11 +6,13 @@
 //! 1. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
 //!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken, those that are CMA's only
 //!    where that is not enough without them;
-//! 2. if that is not enough, all of them go back, single CPUs give back what they keep, memory is compacted, and they
+//! 2. if that is not enough, and larger ones in memory that looks free would make a place with some of them: those, and the
+//!    larger ones, which the kernel makes in a known order, are split;
+//! 3. if there is no such place, all of them go back, single CPUs give back what they keep, memory is compacted, and they
 //!    are looked for once more;
-//! 3. those that the best place lacks, which may have been left over when the limit was reached;
-//! 4. where there are not even enough to hold the payload, what others have set aside, and smaller ones;
-//! 5. larger ones, one of which is a run by itself: for that, what is of no use has been given back.
+//! 4. those that the best place lacks, which may have been left over when the limit was reached;
+//! 5. where there are not even enough to hold the payload, what others have set aside, and smaller ones;
+//! 6. larger ones, one of which is a run by itself: for that, what is of no use has been given back.
 //!
 //! What then still has no run goes to the place that has the most of it already, and only the rest is moved
 //! at hand-over. Nothing is kept that the layout does not use.
@@ -66,6 +68,10 @@ const BETTER_WAIT: Duration = Duration::from_secs(10);
 const BETTER_STEP_BYTES: u64 = 8 << 20;
 /// And a single page, after a step that took longer than this.
 const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
+/// Most larger pages that complete a place.
+const LARGER_MAX: u64 = 64;
+/// The end of ZONE_DMA32, and of ZONE_DMA where that is all that a device can reach (`zone_sizes_init` in arch/arm64/mm/init.c).
+const DMA32_END: PhysAddr = PhysAddr::new(4 << 30);
 /// How often pages are asked for that a layout lacks, each time with less to be moved than before.
 const REFINE_ROUNDS: u32 = 4;
 /// How often pages that moved while they were pinned are laid out again.
@@ -290,22 +296,16 @@ impl<'a> Search<'a> {
         strategy: Strategy,
         which: Which,
     ) -> Result<Layout, LayoutError> {
-        let stays = |page: &PhysAddr| {
-            PhysRange::from_size(*page, size_bytes)
-                .is_ok_and(|page| self.memory.lasting.contains_range(page))
-        };
-        let owned: Vec<Owned> = probe
+        let pages = probe
             .addresses()
-            .filter(|page| which == Which::All || stays(page))
-            .enumerate()
-            .map(|(number, address)| Owned {
-                address,
-                size_bytes,
-                file: 0,
-                offset_bytes: number as u64 * size_bytes,
-            })
-            .collect();
-        self.choose(&owned, strategy)
+            .filter(|page| which == Which::All || self.stays(*page, size_bytes));
+        self.choose(&owned_pages(pages, size_bytes, 0), strategy)
+    }
+
+    /// Whether any pin leaves a page where it is.
+    fn stays(&self, page: PhysAddr, size_bytes: u64) -> bool {
+        PhysRange::from_size(page, size_bytes)
+            .is_ok_and(|page| self.memory.lasting.contains_range(page))
     }
 
     /// Adds pages to the pool, step by step, until there is a layout; `None` if there is none within the limits.
@@ -387,9 +387,16 @@ impl<'a> Search<'a> {
             });
         }
         if layout.is_none() && strategy == Strategy::InPlace && !self.is_slow {
+            match self.completion(&probe, size_bytes, needed)? {
+                Some(completion) => {
+                    if self.complete(probe, size_bytes, &completion)? {
+                        return Ok(true);
+                    }
+                }
+                None => probe.give_back(&mut self.pool(size_bytes))?,
+            }
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
-            probe.give_back(&mut self.pool(size_bytes))?;
             self.empty_cpu_lists()?;
             check_interrupted()?;
             let _ = hugepages::compact_memory();
@@ -398,7 +405,7 @@ impl<'a> Search<'a> {
                 self.limits = limits;
             }
             probe = Probe::new(&mut self.pool(size_bytes))?;
-            if probe.grow_from_larger(&mut self.pool(size_bytes))? > 0 {
+            if probe.grow_from_larger(&mut self.pool(size_bytes), u64::MAX)? > 0 {
                 self.put_back_too_much(&mut probe, size_bytes)?;
             }
             layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
@@ -423,6 +430,76 @@ impl<'a> Search<'a> {
             Ok(()) | Err(Failure::Memory { .. }) => Ok(true),
             Err(failure) => Err(failure),
         }
+    }
+
+    /// How pages of the pool, with larger ones in memory that looks free, would make a place for everything, if they do.
+    fn completion(
+        &self,
+        probe: &Probe,
+        size_bytes: u64,
+        needed: u64,
+    ) -> Result<Option<Completion>, Failure> {
+        let Some(larger_bytes) = next_larger(size_bytes)? else {
+            return Ok(None);
+        };
+        // Of other pages the kernel hands out whichever comes first.
+        let is_known = hugepages::is_gigantic(larger_bytes);
+        let pool = hugepages::Pool::of_size(larger_bytes)?;
+        if !is_known || !pool.demotes_to(size_bytes, self.node) {
+            return Ok(None);
+        }
+        let stays = |page: &PhysAddr| self.stays(*page, size_bytes);
+        let ours: BTreeSet<PhysAddr> = probe.addresses().filter(stays).collect();
+        let free = pageflags::that_look_free(&self.memory.lasting, size_bytes)?;
+        let most = needed.saturating_mul(size_bytes).div_ceil(larger_bytes);
+        let sizes = (size_bytes, larger_bytes);
+        Ok(completion_of(&ours, &free, sizes, most, |owned| {
+            self.choose(owned, Strategy::InPlace).ok()
+        }))
+    }
+
+    /// Makes that place, with everything else given back. If it comes to nothing, nothing is held.
+    fn complete(
+        &mut self,
+        probe: Probe,
+        size_bytes: u64,
+        completion: &Completion,
+    ) -> Result<bool, Failure> {
+        check_interrupted()?;
+        match self.try_to_complete(probe, size_bytes, completion) {
+            Ok(true) => return Ok(true),
+            Ok(false) | Err(Failure::Memory { .. }) => {}
+            Err(failure) => return Err(failure),
+        }
+        self.store.trim(self.payload, |_, _| false)?;
+        self.held_bytes = 0;
+        self.useless_bytes.set(0);
+        Ok(false)
+    }
+
+    fn try_to_complete(
+        &mut self,
+        probe: Probe,
+        size_bytes: u64,
+        completion: &Completion,
+    ) -> Result<bool, Failure> {
+        probe.claim(&mut self.pool(size_bytes), &completion.held)?;
+        let held = self.owned()?;
+        let mut probe = Probe::new(&mut self.pool(size_bytes))?;
+        if probe.grow_from_larger(&mut self.pool(size_bytes), completion.larger)? > 0 {
+            self.put_back_too_much(&mut probe, size_bytes)?;
+        }
+        let file = self.payload.files.len();
+        let new = owned_pages(probe.addresses(), size_bytes, file);
+        let owned: Vec<Owned> = held.into_iter().chain(new).collect();
+        let Ok(layout) = self.choose(&owned, Strategy::InPlace) else {
+            probe.give_back(&mut self.pool(size_bytes))?;
+            return Ok(false);
+        };
+        let new = layout.owned().filter(|part| part.file == file);
+        let wanted = pages_of(new, size_bytes);
+        probe.claim(&mut self.pool(size_bytes), &wanted)?;
+        Ok(self.try_first()?.is_ok())
     }
 
     /// Asks for the pages that the best layout lacks where it is to be, with everything else given back. The kernel hands out
@@ -471,13 +548,7 @@ impl<'a> Search<'a> {
                 (step, factor) = (pages / 2, 1);
                 continue;
             }
-            let new = probe.addresses().enumerate();
-            let new = new.map(|(number, address)| Owned {
-                address,
-                size_bytes,
-                file,
-                offset_bytes: number as u64 * size_bytes,
-            });
+            let new = owned_pages(probe.addresses(), size_bytes, file);
             let owned: Vec<Owned> = held.iter().copied().chain(new).collect();
             if let Some(layout) = self.best_of(&owned)
                 && layout.moved_bytes() < moved_bytes
@@ -677,13 +748,85 @@ impl<'a> Search<'a> {
     }
 }
 
+/// What makes a place for everything.
+#[derive(Debug, PartialEq, Eq)]
+struct Completion {
+    /// Pages of the pool, to be held.
+    held: BTreeSet<PhysAddr>,
+    /// How many larger pages, to be asked for when all else has been given back.
+    larger: u64,
+}
+
+/// With how few larger pages, `most` of them, those of a pool, `ours`, make a place, if the kernel makes them of what is `free`
+/// and of what goes back. `sizes` are those of the pool's pages and of the larger ones, bytes; `choose` finds a place among pages.
+fn completion_of(
+    ours: &BTreeSet<PhysAddr>,
+    free: &BTreeSet<PhysAddr>,
+    (size_bytes, larger_bytes): (u64, u64),
+    most: u64,
+    choose: impl Fn(&[Owned]) -> Option<Layout>,
+) -> Option<Completion> {
+    let memory = ranges_of(ours.union(free).copied(), size_bytes);
+    let blocks = in_the_kernels_order(&memory, larger_bytes);
+    let (mut pages, mut larger) = (ours.clone(), BTreeSet::new());
+    for (block, count) in blocks.into_iter().zip(1..=most.min(LARGER_MAX)) {
+        larger.extend(pages_from(block.start(), block.end(), size_bytes));
+        pages.extend(&larger);
+        if let Some(layout) = choose(&owned_pages(pages.iter().copied(), size_bytes, 0)) {
+            let mut held = pages_of(layout.owned(), size_bytes);
+            held.retain(|page| !larger.contains(page));
+            return Some(Completion {
+                held,
+                larger: count,
+            });
+        }
+    }
+    None
+}
+
+/// Pages of one size as those of a file, in this order.
+fn owned_pages(pages: impl Iterator<Item = PhysAddr>, size_bytes: u64, file: usize) -> Vec<Owned> {
+    let owned = pages.enumerate().map(|(number, address)| Owned {
+        address,
+        size_bytes,
+        file,
+        offset_bytes: number as u64 * size_bytes,
+    });
+    owned.collect()
+}
+
+/// The memory of pages of one size.
+fn ranges_of(pages: impl Iterator<Item = PhysAddr>, size_bytes: u64) -> PhysRanges {
+    pages
+        .filter_map(|page| PhysRange::from_size(page, size_bytes).ok())
+        .collect()
+}
+
+/// Pages of one size that follow each other, from the first to the last that begins before `end`.
+fn pages_from(first: PhysAddr, end: PhysAddr, size_bytes: u64) -> impl Iterator<Item = PhysAddr> {
+    std::iter::successors(Some(first), move |page| page.checked_add(size_bytes))
+        .take_while(move |page| *page < end)
+}
+
+/// The pages of one size that lie within some memory, in the order in which the kernel makes them where it has to choose
+/// their memory itself (`alloc_contig_pages` in mm/page_alloc.c): the highest zone first, its lowest memory first.
+fn in_the_kernels_order(memory: &PhysRanges, size_bytes: u64) -> Vec<PhysRange> {
+    let mut pages: Vec<PhysRange> = memory
+        .aligned_inward(size_bytes)
+        .iter()
+        .flat_map(|range| pages_from(range.start(), range.end(), size_bytes))
+        .filter_map(|page| PhysRange::from_size(page, size_bytes).ok())
+        .collect();
+    pages.sort_by_key(|page| (page.start() < DMA32_END, page.start()));
+    pages
+}
+
 /// The pages that parts lie in.
 fn pages_of(parts: impl Iterator<Item = Owned>, size_bytes: u64) -> BTreeSet<PhysAddr> {
     parts
         .flat_map(|part| {
-            let (first, end) = (part.address.align_down(size_bytes), part.range().end());
-            std::iter::successors(Some(first), move |page| page.checked_add(size_bytes))
-                .take_while(move |page| *page < end)
+            let first = part.address.align_down(size_bytes);
+            pages_from(first, part.range().end(), size_bytes)
         })
         .collect()
 }
@@ -727,17 +870,17 @@ impl Supply for PoolOf<'_, '_> {
         Ok(came)
     }
 
-    fn grow_from_larger(&mut self) -> Result<u64, Failure> {
+    fn grow_from_larger(&mut self, larger: u64) -> Result<u64, Failure> {
         let (search, size_bytes) = (&*self.search, self.size_bytes);
-        let sizes = hugepages::sizes()?;
-        let Some(larger) = sizes.into_iter().find(|larger| *larger > size_bytes) else {
+        let Some(larger_bytes) = next_larger(size_bytes)? else {
             return Ok(0);
         };
         // Hardly ever CMA's, so all of it counts as what the kernel could use itself.
-        let most_bytes = search.limits.most_bytes.min(spare_bytes()?);
+        let left_bytes = search.limits.most_bytes.saturating_sub(search.held_bytes);
+        let most = left_bytes.min(spare_bytes()?) / larger_bytes;
         search
             .store
-            .grow_from_larger(size_bytes, larger, most_bytes / larger, search.node)
+            .grow_from_larger(size_bytes, larger_bytes, larger.min(most), search.node)
     }
 
     fn shrink(&mut self, pages: u64) -> Result<(), Failure> {
@@ -802,6 +945,12 @@ impl Supply for PoolOf<'_, '_> {
         self.search.held_bytes = self.search.held_bytes.saturating_sub(count * size_bytes);
         Ok(count)
     }
+}
+
+/// The next larger size of huge pages, bytes.
+fn next_larger(size_bytes: u64) -> Result<Option<u64>, Failure> {
+    let sizes = hugepages::sizes()?;
+    Ok(sizes.into_iter().find(|larger| *larger > size_bytes))
 }
 
 /// Whether there are huge pages of any size, free or not, anybody's.
@@ -1038,4 +1187,97 @@ pub(crate) fn find(
         layout = search.choose(&search.owned()?, strategy)?;
     }
     search.pin(layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kleap_plan::layout;
+
+    const MEGABYTE: u64 = 1 << 20;
+    const SIZES: (u64, u64) = (2 * MEGABYTE, 32 * MEGABYTE);
+
+    /// Pages of 2 MiB in ranges of megabytes.
+    fn pages<const N: usize>(ranges: [(u64, u64); N]) -> BTreeSet<PhysAddr> {
+        let address = |megabyte: u64| PhysAddr::new(megabyte * MEGABYTE);
+        let all = ranges.into_iter();
+        all.flat_map(|(from, to)| pages_from(address(from), address(to), SIZES.0))
+            .collect()
+    }
+
+    fn complete(
+        ours: &BTreeSet<PhysAddr>,
+        free: &BTreeSet<PhysAddr>,
+        most: u64,
+    ) -> Option<Completion> {
+        let megabytes = |megabytes: u64| megabytes * MEGABYTE;
+        let requirements = Requirements {
+            image_file_bytes: megabytes(37),
+            image_size_bytes: megabytes(38),
+            text_offset_bytes: 0,
+            initrd_bytes: megabytes(60),
+            device_tree_bytes: megabytes(2),
+            stage_bytes: megabytes(2),
+        };
+        let plain = PhysRange::new(PhysAddr::new(0), PhysAddr::new(8 << 30)).unwrap();
+        completion_of(ours, free, SIZES, most, |owned| {
+            layout::choose(
+                owned,
+                SIZES.0,
+                &plain.into(),
+                &requirements,
+                Strategy::InPlace,
+            )
+            .ok()
+        })
+    }
+
+    #[test]
+    fn a_hole_of_free_memory_is_filled_with_larger_pages() {
+        // As a machine of 1 GiB had it: the best run ends where the pool was as large as it may be.
+        let ours = pages([(1092, 1152), (1204, 1240), (1258, 1284)]);
+        let free = pages([(1090, 1092), (1152, 1204), (1240, 1248)]);
+        let found = complete(&ours, &free, 4).unwrap();
+        // From 1120 to 1216, some of which is ours and goes back.
+        assert_eq!(found.larger, 3);
+        let larger = pages([(1120, 1216)]);
+        assert!(!found.held.is_empty() && found.held.is_subset(&ours));
+        assert!(found.held.is_disjoint(&larger));
+        assert_eq!(complete(&ours, &free, 2), None);
+    }
+
+    #[test]
+    fn nothing_is_held_that_the_larger_ones_are_made_of() {
+        let ours = pages([(64, 94), (96, 100), (110, 200)]);
+        let free = pages([(94, 96), (100, 110), (300, 400)]);
+        for (ours, free) in [(&ours, &free), (&free, &ours), (&ours, &BTreeSet::new())] {
+            if let Some(found) = complete(ours, free, u64::MAX) {
+                let memory = ranges_of(ours.union(free).copied(), SIZES.0);
+                let blocks = in_the_kernels_order(&memory, SIZES.1);
+                let taken = usize::try_from(found.larger).unwrap();
+                for block in blocks.iter().take(taken) {
+                    for page in pages_from(block.start(), block.end(), SIZES.0) {
+                        assert!(!found.held.contains(&page), "{page} of {block}");
+                    }
+                }
+                assert!(found.held.is_subset(ours));
+            }
+        }
+        assert_eq!(complete(&BTreeSet::new(), &BTreeSet::new(), 9), None);
+        // In place as it is: no question for this.
+        assert_eq!(complete(&pages([(0, 200)]), &BTreeSet::new(), 0), None);
+    }
+
+    #[test]
+    fn the_kernel_makes_pages_in_the_highest_zone_first() {
+        let range = |from: u64, to: u64| {
+            PhysRange::new(PhysAddr::new(from * MEGABYTE), PhysAddr::new(to * MEGABYTE)).unwrap()
+        };
+        let memory: PhysRanges = [range(30, 97), range(1000, 1030), range(4095, 4200)]
+            .into_iter()
+            .collect();
+        let found = in_the_kernels_order(&memory, SIZES.1);
+        let expected = [(4096, 4128), (4128, 4160), (4160, 4192), (32, 64), (64, 96)];
+        assert_eq!(found, expected.map(|(from, to)| range(from, to)));
+    }
 }

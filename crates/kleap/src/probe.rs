@@ -25,8 +25,8 @@ use std::collections::BTreeSet;
 pub(crate) trait Supply {
     /// Adds up to so many pages to the pool; returns how many came.
     fn grow(&mut self, pages: u64) -> Result<u64, Failure>;
-    /// Adds as many pages as there may be, made of larger ones; returns how many came.
-    fn grow_from_larger(&mut self) -> Result<u64, Failure>;
+    /// Adds pages made of up to `larger` pages of the next larger size; returns how many came.
+    fn grow_from_larger(&mut self, larger: u64) -> Result<u64, Failure>;
     /// Gives so many free pages of the pool back to the system.
     fn shrink(&mut self, pages: u64) -> Result<(), Failure>;
     /// Where the pages of this size are, everybody's, free or not, as far as they are of use.
@@ -70,9 +70,13 @@ impl Probe {
         self.note(supply, came)
     }
 
-    /// Adds pages that are made of larger ones; returns how many came.
-    pub(crate) fn grow_from_larger(&mut self, supply: &mut impl Supply) -> Result<u64, Failure> {
-        let came = supply.grow_from_larger()?;
+    /// Adds pages that are made of up to `larger` larger ones; returns how many came.
+    pub(crate) fn grow_from_larger(
+        &mut self,
+        supply: &mut impl Supply,
+        larger: u64,
+    ) -> Result<u64, Failure> {
+        let came = supply.grow_from_larger(larger)?;
         self.note(supply, came)
     }
 
@@ -210,8 +214,8 @@ mod tests {
             Ok(came as u64)
         }
 
-        fn grow_from_larger(&mut self) -> Result<u64, Failure> {
-            self.grow(16)
+        fn grow_from_larger(&mut self, larger: u64) -> Result<u64, Failure> {
+            self.grow(16 * larger)
         }
 
         fn shrink(&mut self, pages: u64) -> Result<(), Failure> {
@@ -367,7 +371,7 @@ mod tests {
             ..Model::default()
         };
         let mut probe = Probe::new(&mut model).unwrap();
-        assert_eq!(probe.grow_from_larger(&mut model).unwrap(), 16);
+        assert_eq!(probe.grow_from_larger(&mut model, 1).unwrap(), 16);
         assert_eq!(probe.grow(&mut model, 40).unwrap(), 40);
         assert_eq!(probe.grow(&mut model, 40).unwrap(), 8);
         assert_eq!(probe.grow(&mut model, 40).unwrap(), 0);

@@ -55,6 +55,21 @@ pub fn size_of_directory(name: &str) -> Option<u64> {
     size_bytes.is_power_of_two().then_some(size_bytes)
 }
 
+/// Whether this kernel has no free blocks as large as pages of `size_bytes`, which is more than one entry of its second-lowest
+/// level of translation tables covers. It makes such pages by moving what is in the way, from the lowest memory on
+/// (`alloc_contig_pages` in mm/page_alloc.c).
+#[must_use]
+pub fn is_gigantic(size_bytes: u64) -> bool {
+    is_gigantic_with(size_bytes, crate::facts::page_size_bytes())
+}
+
+/// The same for a kernel with pages of `page_size_bytes`.
+#[must_use]
+pub fn is_gigantic_with(size_bytes: u64, page_size_bytes: u64) -> bool {
+    // A table of one page has an entry of 8 bytes for each page.
+    size_bytes > page_size_bytes.saturating_mul(page_size_bytes / 8)
+}
+
 /// Whether this process may make the pool of pages of `page_size_bytes` larger or smaller; nothing is written.
 ///
 /// # Errors
@@ -618,6 +633,22 @@ impl Drop for PageFile {
 pub(crate) mod tests {
     use super::*;
     use rustix::fs::fstat;
+
+    #[test]
+    fn what_the_second_lowest_level_maps_is_not_gigantic() {
+        for (page_kib, sizes_kib, gigantic_kib) in [
+            (4, vec![64, 2048], vec![32 << 10, 1 << 20]),
+            (16, vec![2048, 32 << 10], vec![1 << 20]),
+            (64, vec![2048, 512 << 10], vec![16 << 20]),
+        ] {
+            for (sizes, gigantic) in [(sizes_kib, false), (gigantic_kib, true)] {
+                for size_kib in sizes {
+                    let is_gigantic = is_gigantic_with(size_kib << 10, page_kib << 10);
+                    assert_eq!(is_gigantic, gigantic, "{size_kib} with {page_kib} KiB");
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_mounted_is_on_another_device() {

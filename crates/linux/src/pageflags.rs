@@ -1,9 +1,9 @@
 //! `/proc/kpageflags`: what the kernel knows about page frames.
 //!
 //! One 64-bit word for each page frame number, by the kernel's page size
-//! (Documentation/admin-guide/mm/pagemap.rst). kleap asks for two things: whether memory is known to be bad (a
-//! payload must not be in such a page, nor may it be moved over one), and where the huge pages are, those
-//! included that are free in their pool.
+//! (Documentation/admin-guide/mm/pagemap.rst). kleap asks for three things: whether memory is known to be bad (a
+//! payload must not be in such a page, nor may it be moved over one), where the huge pages are, those
+//! included that are free in their pool, and which memory looks free.
 
 use crate::Error;
 use kleap_memmap::{PhysAddr, PhysRange, PhysRanges};
@@ -14,6 +14,8 @@ use std::os::unix::fs::FileExt;
 const PATH: &str = "/proc/kpageflags";
 /// `KPF_HWPOISON` (`include/uapi/linux/kernel-page-flags.h`).
 const HWPOISON: u64 = 1 << 19;
+/// `KPF_BUDDY`: free, in a block of any size.
+const BUDDY: u64 = 1 << 10;
 /// `KPF_COMPOUND_HEAD`: the first page frame of several that are one page.
 const COMPOUND_HEAD: u64 = 1 << 15;
 /// `KPF_HUGE`: of hugetlbfs, in use or free.
@@ -48,16 +50,8 @@ pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
 /// # Errors
 /// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN).
 pub fn huge_pages(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysAddr>, Error> {
-    let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
-    huge_pages_in(
-        ranges,
-        size_bytes,
-        crate::facts::page_size_bytes(),
-        |bytes, offset| {
-            file.read_exact_at(bytes, offset)
-                .map_err(|error| Error::file("cannot read", PATH, error))
-        },
-    )
+    let page_size_bytes = crate::facts::page_size_bytes();
+    huge_pages_in(ranges, size_bytes, page_size_bytes, words()?)
 }
 
 /// The same of words that `read` fills in from an offset of kpageflags, bytes; `page_size_bytes` is the
@@ -69,6 +63,55 @@ pub fn huge_pages_in(
     ranges: &PhysRanges,
     size_bytes: u64,
     page_size_bytes: u64,
+    read: impl FnMut(&mut [u8; 8], u64) -> Result<(), Error>,
+) -> Result<BTreeSet<PhysAddr>, Error> {
+    let wanted = HUGE | COMPOUND_HEAD;
+    let is_huge = |flags| flags & wanted == wanted;
+    pages_in(ranges, size_bytes, page_size_bytes, is_huge, read)
+}
+
+/// Multiples of `size_bytes` where `size_bytes` within `ranges` begin with a page that is free, or that nothing is known of, as of
+/// one that a CPU keeps for itself. The rest of it may be in use.
+///
+/// One read for each `size_bytes` of `ranges`.
+///
+/// # Errors
+/// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN).
+pub fn that_look_free(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysAddr>, Error> {
+    let page_size_bytes = crate::facts::page_size_bytes();
+    that_look_free_in(ranges, size_bytes, page_size_bytes, words()?)
+}
+
+/// The same of words that `read` fills in from an offset of kpageflags, bytes; `page_size_bytes` is the
+/// kernel's page size.
+///
+/// # Errors
+/// Whatever `read` answers.
+pub fn that_look_free_in(
+    ranges: &PhysRanges,
+    size_bytes: u64,
+    page_size_bytes: u64,
+    read: impl FnMut(&mut [u8; 8], u64) -> Result<(), Error>,
+) -> Result<BTreeSet<PhysAddr>, Error> {
+    let looks_free = |flags| flags & BUDDY != 0 || flags == 0;
+    pages_in(ranges, size_bytes, page_size_bytes, looks_free, read)
+}
+
+/// Reads single words.
+fn words() -> Result<impl FnMut(&mut [u8; 8], u64) -> Result<(), Error>, Error> {
+    let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
+    Ok(move |bytes: &mut [u8; 8], offset| {
+        file.read_exact_at(bytes, offset)
+            .map_err(|error| Error::file("cannot read", PATH, error))
+    })
+}
+
+/// Where pages of `size_bytes` within `ranges` begin with a page frame of such flags.
+fn pages_in(
+    ranges: &PhysRanges,
+    size_bytes: u64,
+    page_size_bytes: u64,
+    is_such: impl Fn(u64) -> bool,
     mut read: impl FnMut(&mut [u8; 8], u64) -> Result<(), Error>,
 ) -> Result<BTreeSet<PhysAddr>, Error> {
     let mut found = BTreeSet::new();
@@ -80,8 +123,7 @@ pub fn huge_pages_in(
         {
             let mut word = [0; 8];
             read(&mut word, start.as_u64() / page_size_bytes * WORD_BYTES)?;
-            let wanted = HUGE | COMPOUND_HEAD;
-            if u64::from_le_bytes(word) & wanted == wanted {
+            if is_such(u64::from_le_bytes(word)) {
                 found.insert(start);
             }
             next = start.checked_add(size_bytes);
@@ -212,10 +254,41 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_free_begins_free() {
+        let megabyte = 1 << 20;
+        let flags_of = [
+            (BUDDY, true),
+            (BUDDY | 1 << 2, true),
+            (0, true),
+            (!BUDDY, false),
+            (HUGE | COMPOUND_HEAD, false),
+            // On the list of pages in use.
+            (1 << 5, false),
+        ];
+        for page_size_bytes in [4096, 16384, 65536] {
+            let read = |word: &mut [u8; 8], offset: u64| {
+                let page = offset / 8 * page_size_bytes / (2 * megabyte);
+                let (flags, _) = flags_of[usize::try_from(page).unwrap()];
+                *word = flags.to_le_bytes();
+                Ok(())
+            };
+            // Not the first, of which the beginning is missing.
+            let ranges = PhysRanges::from(range(megabyte, 11 * megabyte));
+            let found = that_look_free_in(&ranges, 2 * megabyte, page_size_bytes, read).unwrap();
+            let expected: BTreeSet<PhysAddr> = (1..6_u64)
+                .filter(|page| flags_of[usize::try_from(*page).unwrap()].1)
+                .map(|page| PhysAddr::new(page * 2 * megabyte))
+                .collect();
+            assert_eq!(found, expected, "page size {page_size_bytes}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_an_error() {
         let ranges = PhysRanges::from(range(0, 4 << 20));
         let fails_too = |_: &mut [u8; 8], _| Err(Error::content(PATH, "ends"));
         assert!(huge_pages_in(&ranges, 2 << 20, 4096, fails_too).is_err());
+        assert!(that_look_free_in(&ranges, 2 << 20, 4096, fails_too).is_err());
         let fails = |_: &mut [u8], _| Err(Error::content(PATH, "ends"));
         assert!(any_hwpoisoned(range(0, 1), 4096, fails).is_err());
         assert!(any_hwpoisoned(range(0, RANGE_MAX_BYTES + 1), 4096, |_, _| Ok(())).is_err());
