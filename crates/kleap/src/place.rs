@@ -7,7 +7,7 @@
 //!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken, those that are CMA's only
 //!    where that is not enough without them;
 //! 2. if that is not enough, and larger ones in memory that looks free would make a place with some of them: those, and the
-//!    larger ones, which the kernel makes in a known order, are split;
+//!    larger ones, which the kernel makes from one end of memory on, are split;
 //! 3. if there is no such place, all of them go back, single CPUs give back what they keep, memory is compacted, and they
 //!    are looked for once more;
 //! 4. those that the best place lacks, which may have been left over when the limit was reached;
@@ -70,7 +70,8 @@ const BETTER_STEP_BYTES: u64 = 8 << 20;
 const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
 /// Most larger pages that complete a place.
 const LARGER_MAX: u64 = 64;
-/// The end of ZONE_DMA32, and of ZONE_DMA where that is all that a device can reach (`zone_sizes_init` in arch/arm64/mm/init.c).
+/// The end of ZONE_DMA32 (`zone_sizes_init` in arch/arm64/mm/init.c). Where ZONE_DMA ends below it, and on other nodes than the first, the
+/// order is another one, and the kernel makes pages elsewhere.
 const DMA32_END: PhysAddr = PhysAddr::new(4 << 30);
 /// How often pages are asked for that a layout lacks, each time with less to be moved than before.
 const REFINE_ROUNDS: u32 = 4;
@@ -388,12 +389,12 @@ impl<'a> Search<'a> {
         }
         if layout.is_none() && strategy == Strategy::InPlace && !self.is_slow {
             match self.completion(&probe, size_bytes, needed)? {
-                Some(completion) => {
+                Some(completion) if !self.is_late() => {
                     if self.complete(probe, size_bytes, &completion)? {
                         return Ok(true);
                     }
                 }
-                None => probe.give_back(&mut self.pool(size_bytes))?,
+                _ => probe.give_back(&mut self.pool(size_bytes))?,
             }
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
@@ -453,8 +454,12 @@ impl<'a> Search<'a> {
         let free = pageflags::that_look_free(&self.memory.lasting, size_bytes)?;
         let most = needed.saturating_mul(size_bytes).div_ceil(larger_bytes);
         let sizes = (size_bytes, larger_bytes);
-        Ok(completion_of(&ours, &free, sizes, most, |owned| {
+        let found = completion_of(&ours, &free, sizes, most, |owned| {
             self.choose(owned, Strategy::InPlace).ok()
+        });
+        Ok(found.filter(|found| {
+            let held_bytes = found.held.len() as u64 * size_bytes;
+            held_bytes + found.larger * larger_bytes <= self.limits.most_bytes
         }))
     }
 
@@ -484,14 +489,14 @@ impl<'a> Search<'a> {
         completion: &Completion,
     ) -> Result<bool, Failure> {
         probe.claim(&mut self.pool(size_bytes), &completion.held)?;
-        let held = self.owned()?;
         let mut probe = Probe::new(&mut self.pool(size_bytes))?;
         if probe.grow_from_larger(&mut self.pool(size_bytes), completion.larger)? > 0 {
             self.put_back_too_much(&mut probe, size_bytes)?;
         }
         let file = self.payload.files.len();
         let new = owned_pages(probe.addresses(), size_bytes, file);
-        let owned: Vec<Owned> = held.into_iter().chain(new).collect();
+        // Read now: some kernels move what is held out of a larger page's way.
+        let owned: Vec<Owned> = self.owned()?.into_iter().chain(new).collect();
         let Ok(layout) = self.choose(&owned, Strategy::InPlace) else {
             probe.give_back(&mut self.pool(size_bytes))?;
             return Ok(false);
@@ -1250,22 +1255,26 @@ mod tests {
     fn nothing_is_held_that_the_larger_ones_are_made_of() {
         let ours = pages([(64, 94), (96, 100), (110, 200)]);
         let free = pages([(94, 96), (100, 110), (300, 400)]);
-        for (ours, free) in [(&ours, &free), (&free, &ours), (&ours, &BTreeSet::new())] {
-            if let Some(found) = complete(ours, free, u64::MAX) {
-                let memory = ranges_of(ours.union(free).copied(), SIZES.0);
-                let blocks = in_the_kernels_order(&memory, SIZES.1);
-                let taken = usize::try_from(found.larger).unwrap();
-                for block in blocks.iter().take(taken) {
-                    for page in pages_from(block.start(), block.end(), SIZES.0) {
-                        assert!(!found.held.contains(&page), "{page} of {block}");
-                    }
+        let nothing = BTreeSet::new();
+        for (ours, free, expected) in [
+            (&ours, &free, Some(2)),
+            (&free, &ours, Some(1)),
+            (&ours, &nothing, None),
+            (&nothing, &nothing, None),
+        ] {
+            let found = complete(ours, free, u64::MAX);
+            assert_eq!(found.as_ref().map(|found| found.larger), expected);
+            let Some(found) = found else { continue };
+            let memory = ranges_of(ours.union(free).copied(), SIZES.0);
+            let blocks = in_the_kernels_order(&memory, SIZES.1);
+            let taken = usize::try_from(found.larger).unwrap();
+            for block in blocks.iter().take(taken) {
+                for page in pages_from(block.start(), block.end(), SIZES.0) {
+                    assert!(!found.held.contains(&page), "{page} of {block}");
                 }
-                assert!(found.held.is_subset(ours));
             }
+            assert!(found.held.is_subset(ours));
         }
-        assert_eq!(complete(&BTreeSet::new(), &BTreeSet::new(), 9), None);
-        // In place as it is: no question for this.
-        assert_eq!(complete(&pages([(0, 200)]), &BTreeSet::new(), 0), None);
     }
 
     #[test]

@@ -605,7 +605,9 @@ impl Store {
         entry.added = entry.added.saturating_sub(added / each);
         write("pool.json", &ledger)?;
         self.shrink(larger_bytes, came.saturating_sub(added / each), node)?;
-        demoted?;
+        if added == 0 {
+            demoted?;
+        }
         Ok(added.min(to.available()?))
     }
 

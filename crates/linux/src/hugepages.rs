@@ -55,9 +55,10 @@ pub fn size_of_directory(name: &str) -> Option<u64> {
     size_bytes.is_power_of_two().then_some(size_bytes)
 }
 
-/// Whether this kernel has no free blocks as large as pages of `size_bytes`, which is more than one entry of its second-lowest
-/// level of translation tables covers. It makes such pages by moving what is in the way, from the lowest memory on
-/// (`alloc_contig_pages` in mm/page_alloc.c).
+/// Whether this kernel has no free blocks as large as pages of `size_bytes`, built as arm64 kernels usually are: those are at most
+/// what one entry of its second-lowest level of translation tables covers (`ARCH_FORCE_MAX_ORDER` in arch/arm64/Kconfig). It
+/// makes such pages by moving what is in the way, in the highest zone first, from its lowest memory on (`alloc_contig_pages` in
+/// mm/page_alloc.c).
 #[must_use]
 pub fn is_gigantic(size_bytes: u64) -> bool {
     is_gigantic_with(size_bytes, crate::facts::page_size_bytes())

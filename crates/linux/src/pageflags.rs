@@ -70,8 +70,8 @@ pub fn huge_pages_in(
     pages_in(ranges, size_bytes, page_size_bytes, is_huge, read)
 }
 
-/// Multiples of `size_bytes` where `size_bytes` within `ranges` begin with a page that is free, or that nothing is known of, as of
-/// one that a CPU keeps for itself. The rest of it may be in use.
+/// Multiples of `size_bytes` where `size_bytes` within `ranges` begin with a page that is free, or of which nothing is said: one that a
+/// CPU keeps for itself, or some that the kernel uses. The rest of it may be in use.
 ///
 /// One read for each `size_bytes` of `ranges`.
 ///
