@@ -597,7 +597,8 @@ impl Store {
         let added_before = entry.added;
         entry.added = added_before + came * each;
         write("pool.json", &ledger)?;
-        let demoted = from.demote(came, node);
+        // What cannot be split is as what has not come.
+        let _ = from.demote(came, node);
         let added = to.total()?.saturating_sub(total_before);
         let entry = ledger.entry(page_size_bytes, total_before);
         entry.added = added_before + added;
@@ -605,9 +606,6 @@ impl Store {
         entry.added = entry.added.saturating_sub(added / each);
         write("pool.json", &ledger)?;
         self.shrink(larger_bytes, came.saturating_sub(added / each), node)?;
-        if added == 0 {
-            demoted?;
-        }
         Ok(added.min(to.available()?))
     }
 
