@@ -370,6 +370,19 @@ impl<'a> Search<'a> {
         probe.give_back_last(&mut self.pool(size_bytes))
     }
 
+    /// Adds pages that are made of up to `larger` larger ones, if enough is left beside them.
+    fn probe_larger(
+        &mut self,
+        probe: &mut Probe,
+        size_bytes: u64,
+        larger: u64,
+    ) -> Result<(), Failure> {
+        if probe.grow_from_larger(&mut self.pool(size_bytes), larger)? > 0 {
+            self.put_back_too_much(probe, size_bytes)?;
+        }
+        Ok(())
+    }
+
     /// Looks for runs among the pages of the pool, and takes those of use. Says whether the kernel shows where they
     /// are; if not, nothing was done.
     fn probe(&mut self, size_bytes: u64, needed: u64) -> Result<bool, Failure> {
@@ -389,12 +402,12 @@ impl<'a> Search<'a> {
         }
         if layout.is_none() && strategy == Strategy::InPlace && !self.is_slow {
             match self.completion(&probe, size_bytes, needed)? {
-                Some(completion) if !self.is_late() => {
+                Some(completion) => {
                     if self.complete(probe, size_bytes, &completion)? {
                         return Ok(true);
                     }
                 }
-                _ => probe.give_back(&mut self.pool(size_bytes))?,
+                None => probe.give_back(&mut self.pool(size_bytes))?,
             }
             // With what was added given back, there is room to move everything else together. And larger pages
             // are made by moving what is in their way, at one end of memory first, until there are no more.
@@ -406,9 +419,7 @@ impl<'a> Search<'a> {
                 self.limits = limits;
             }
             probe = Probe::new(&mut self.pool(size_bytes))?;
-            if probe.grow_from_larger(&mut self.pool(size_bytes), u64::MAX)? > 0 {
-                self.put_back_too_much(&mut probe, size_bytes)?;
-            }
+            self.probe_larger(&mut probe, size_bytes, u64::MAX)?;
             layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
         }
         // Or, with pages that only references keep where they are, or the place with the most of it.
@@ -433,7 +444,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// How pages of the pool, with larger ones in memory that looks free, would make a place for everything, if they do.
+    /// How pages of the pool, with larger ones in memory that looks free, would make a place for everything, if they do and it is
+    /// not too late for that.
     fn completion(
         &self,
         probe: &Probe,
@@ -446,7 +458,7 @@ impl<'a> Search<'a> {
         // Of other pages the kernel hands out whichever comes first.
         let is_known = hugepages::is_gigantic(larger_bytes);
         let pool = hugepages::Pool::of_size(larger_bytes)?;
-        if !is_known || !pool.demotes_to(size_bytes, self.node) {
+        if self.is_late() || !is_known || !pool.demotes_to(size_bytes, self.node) {
             return Ok(None);
         }
         let stays = |page: &PhysAddr| self.stays(*page, size_bytes);
@@ -490,13 +502,11 @@ impl<'a> Search<'a> {
     ) -> Result<bool, Failure> {
         probe.claim(&mut self.pool(size_bytes), &completion.held)?;
         let mut probe = Probe::new(&mut self.pool(size_bytes))?;
-        if probe.grow_from_larger(&mut self.pool(size_bytes), completion.larger)? > 0 {
-            self.put_back_too_much(&mut probe, size_bytes)?;
-        }
+        self.probe_larger(&mut probe, size_bytes, completion.larger)?;
         let file = self.payload.files.len();
-        let new = owned_pages(probe.addresses(), size_bytes, file);
         // Read now: some kernels move what is held out of a larger page's way.
-        let owned: Vec<Owned> = self.owned()?.into_iter().chain(new).collect();
+        let mut owned = self.owned()?;
+        owned.extend(owned_pages(probe.addresses(), size_bytes, file));
         let Ok(layout) = self.choose(&owned, Strategy::InPlace) else {
             probe.give_back(&mut self.pool(size_bytes))?;
             return Ok(false);
@@ -553,8 +563,8 @@ impl<'a> Search<'a> {
                 (step, factor) = (pages / 2, 1);
                 continue;
             }
-            let new = owned_pages(probe.addresses(), size_bytes, file);
-            let owned: Vec<Owned> = held.iter().copied().chain(new).collect();
+            let mut owned = held.clone();
+            owned.extend(owned_pages(probe.addresses(), size_bytes, file));
             if let Some(layout) = self.best_of(&owned)
                 && layout.moved_bytes() < moved_bytes
             {
@@ -773,10 +783,11 @@ fn completion_of(
 ) -> Option<Completion> {
     let memory = ranges_of(ours.union(free).copied(), size_bytes);
     let blocks = in_the_kernels_order(&memory, larger_bytes);
-    let (mut pages, mut larger) = (ours.clone(), BTreeSet::new());
+    let (mut pages, mut larger) = (ours.clone(), BTreeSet::<PhysAddr>::new());
     for (block, count) in blocks.into_iter().zip(1..=most.min(LARGER_MAX)) {
-        larger.extend(pages_from(block.start(), block.end(), size_bytes));
-        pages.extend(&larger);
+        let block: Vec<PhysAddr> = pages_from(block.start(), block.end(), size_bytes).collect();
+        larger.extend(&block);
+        pages.extend(&block);
         if let Some(layout) = choose(&owned_pages(pages.iter().copied(), size_bytes, 0)) {
             let mut held = pages_of(layout.owned(), size_bytes);
             held.retain(|page| !larger.contains(page));
@@ -1079,13 +1090,13 @@ pub(crate) fn check_rest() -> Result<(), Failure> {
     let began = Instant::now();
     loop {
         let memory = facts::memory()?;
-        let left_bytes = memory.available_without_cma_bytes();
-        let available_bytes = left_bytes.saturating_sub(facts::watermark_boost_bytes());
+        let available_bytes = machine::available_to_kernel_bytes(&memory);
         let needed_bytes = rest_bytes(&memory);
         if available_bytes >= needed_bytes {
             return Ok(());
         }
-        if left_bytes < needed_bytes || !machine::wait_for_reserves(began) {
+        if memory.available_without_cma_bytes() < needed_bytes || !machine::wait_for_reserves(began)
+        {
             return Err(Failure::Memory {
                 needed_bytes,
                 available_bytes,

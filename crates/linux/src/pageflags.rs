@@ -35,11 +35,7 @@ pub const RANGE_MAX_BYTES: u64 = 64 << 30;
 /// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN), `range` is not memory, or it is
 /// larger than [`RANGE_MAX_BYTES`].
 pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
-    let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
-    any_hwpoisoned(range, crate::facts::page_size_bytes(), |bytes, offset| {
-        file.read_exact_at(bytes, offset)
-            .map_err(|error| Error::file("cannot read", PATH, error))
-    })
+    any_hwpoisoned(range, crate::facts::page_size_bytes(), reader()?)
 }
 
 /// Where pages of hugetlbfs begin, in use or free in their pool, that lie within `ranges` and at a multiple of
@@ -51,7 +47,10 @@ pub fn is_hwpoisoned(range: PhysRange) -> Result<bool, Error> {
 /// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN).
 pub fn huge_pages(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysAddr>, Error> {
     let page_size_bytes = crate::facts::page_size_bytes();
-    huge_pages_in(ranges, size_bytes, page_size_bytes, words()?)
+    let mut read = reader()?;
+    huge_pages_in(ranges, size_bytes, page_size_bytes, |word, offset| {
+        read(word, offset)
+    })
 }
 
 /// The same of words that `read` fills in from an offset of kpageflags, bytes; `page_size_bytes` is the
@@ -79,7 +78,10 @@ pub fn huge_pages_in(
 /// If kpageflags cannot be read (CONFIG_PROC_PAGE_MONITOR, CAP_SYS_ADMIN).
 pub fn that_look_free(ranges: &PhysRanges, size_bytes: u64) -> Result<BTreeSet<PhysAddr>, Error> {
     let page_size_bytes = crate::facts::page_size_bytes();
-    that_look_free_in(ranges, size_bytes, page_size_bytes, words()?)
+    let mut read = reader()?;
+    that_look_free_in(ranges, size_bytes, page_size_bytes, |word, offset| {
+        read(word, offset)
+    })
 }
 
 /// The same of words that `read` fills in from an offset of kpageflags, bytes; `page_size_bytes` is the
@@ -97,10 +99,10 @@ pub fn that_look_free_in(
     pages_in(ranges, size_bytes, page_size_bytes, looks_free, read)
 }
 
-/// Reads single words.
-fn words() -> Result<impl FnMut(&mut [u8; 8], u64) -> Result<(), Error>, Error> {
+/// Reads words from an offset on, bytes.
+fn reader() -> Result<impl FnMut(&mut [u8], u64) -> Result<(), Error>, Error> {
     let file = File::open(PATH).map_err(|error| Error::file("cannot open", PATH, error))?;
-    Ok(move |bytes: &mut [u8; 8], offset| {
+    Ok(move |bytes: &mut [u8], offset| {
         file.read_exact_at(bytes, offset)
             .map_err(|error| Error::file("cannot read", PATH, error))
     })
