@@ -3,16 +3,18 @@
 //! Linux hands out huge pages in no order that could be asked for. So more are asked for than are needed, until
 //! there is a run for every piece, within limits that leave the machine its memory:
 //!
-//! 1. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
+//! 1. where memory is scarce, and larger pages are free blocks of the kernel, as with a granule of 16 KiB: those, split, before
+//!    it puts pages of its own into them;
+//! 2. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
 //!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken, those that are CMA's only
 //!    where that is not enough without them;
-//! 2. if that is not enough, and larger ones in memory that looks free would make a place with some of them: those, and the
+//! 3. if that is not enough, and larger ones in memory that looks free would make a place with some of them: those, and the
 //!    larger ones, which the kernel makes from one end of memory on, are split;
-//! 3. if there is no such place, all of them go back, single CPUs give back what they keep, memory is compacted, and they
+//! 4. if there is no such place, all of them go back, single CPUs give back what they keep, memory is compacted, and they
 //!    are looked for once more;
-//! 4. those that the best place lacks, which may have been left over when the limit was reached;
-//! 5. where there are not even enough to hold the payload, what others have set aside, and smaller ones;
-//! 6. larger ones, one of which is a run by itself: for that, what is of no use has been given back.
+//! 5. those that the best place lacks, which may have been left over when the limit was reached;
+//! 6. where there are not even enough to hold the payload, what others have set aside, and smaller ones;
+//! 7. larger ones, one of which is a run by itself: for that, what is of no use has been given back.
 //!
 //! What then still has no run goes to the place that has the most of it already, and only the rest is moved
 //! at hand-over. Nothing is kept that the layout does not use.
@@ -68,6 +70,8 @@ const BETTER_WAIT: Duration = Duration::from_secs(10);
 const BETTER_STEP_BYTES: u64 = 8 << 20;
 /// And a single page, after a step that took longer than this.
 const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
+/// The Image and the initrd: each may begin within a block.
+const LARGE_PIECES: u64 = 2;
 /// Most larger pages that complete a place.
 const LARGER_MAX: u64 = 64;
 /// The end of ZONE_DMA32 (`zone_sizes_init` in arch/arm64/mm/init.c). Where ZONE_DMA ends below it, and on other nodes than the first, the
@@ -383,6 +387,30 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
+    /// Adds what larger pages are made of, where memory is scarce, and those are free blocks of the kernel. Its own pages go to the
+    /// smallest free block of their kind; where there is none they begin the largest of another kind, and what is left of that
+    /// one is handed out last (`__rmqueue_fallback` in mm/page_alloc.c). One that is ours is not begun. And when there is
+    /// none left, CPUs have to give back all that they keep.
+    fn probe_whole_blocks(
+        &mut self,
+        probe: &mut Probe,
+        size_bytes: u64,
+        needed: u64,
+    ) -> Result<(), Failure> {
+        let needed_bytes = needed.saturating_mul(size_bytes);
+        let is_scarce = self.limits.share_bytes < needed_bytes.saturating_mul(FACTOR_AUTO);
+        let Some(larger_bytes) = next_larger(size_bytes)? else {
+            return Ok(());
+        };
+        if !is_scarce || hugepages::is_gigantic(larger_bytes) {
+            return Ok(());
+        }
+        self.empty_cpu_lists()?;
+        check_interrupted()?;
+        let larger = needed_bytes.div_ceil(larger_bytes) + LARGE_PIECES;
+        self.probe_larger(probe, size_bytes, larger)
+    }
+
     /// Looks for runs among the pages of the pool, and takes those of use. Says whether the kernel shows where they
     /// are; if not, nothing was done.
     fn probe(&mut self, size_bytes: u64, needed: u64) -> Result<bool, Failure> {
@@ -391,6 +419,9 @@ impl<'a> Search<'a> {
             return Ok(false);
         };
         let began = Instant::now();
+        if strategy == Strategy::InPlace {
+            self.probe_whole_blocks(&mut probe, size_bytes, needed)?;
+        }
         let mut layout = self.probe_further(&mut probe, size_bytes, needed, strategy)?;
         self.is_slow = self.strategy == Strategy::Auto && began.elapsed() >= BETTER_WAIT;
         if strategy == Strategy::InPlace {
