@@ -3,8 +3,8 @@
 //! Linux hands out huge pages in no order that could be asked for. So more are asked for than are needed, until
 //! there is a run for every piece, within limits that leave the machine its memory:
 //!
-//! 1. where memory is scarce, and larger pages are free blocks of the kernel, as with a granule of 16 KiB: those, split, before
-//!    it puts pages of its own into them;
+//! 1. where memory is scarce, and larger pages are blocks of the kernel's allocator, as with granules of 16 and 64 KiB: those, split,
+//!    before it puts pages of its own into them;
 //! 2. pages of 2 MiB, which every granule has, from the node of the CPU that jumps: added to the pool and looked
 //!    at there ([`crate::probe`]), in larger and larger steps; only those of use are taken, those that are CMA's only
 //!    where that is not enough without them;
@@ -70,8 +70,10 @@ const BETTER_WAIT: Duration = Duration::from_secs(10);
 const BETTER_STEP_BYTES: u64 = 8 << 20;
 /// And a single page, after a step that took longer than this.
 const BETTER_STEP_WAIT: Duration = Duration::from_millis(100);
-/// The Image and the initrd: each may begin within a block.
+/// The Image and the initrd: each may reach into one block more than its size fills.
 const LARGE_PIECES: u64 = 2;
+/// Whole blocks are taken only where all of them are at most so many times what is needed.
+const BLOCKS_FACTOR: u64 = 2;
 /// Most larger pages that complete a place.
 const LARGER_MAX: u64 = 64;
 /// The end of ZONE_DMA32 (`zone_sizes_init` in arch/arm64/mm/init.c). Where ZONE_DMA ends below it, and on other nodes than the first, the
@@ -387,28 +389,33 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Adds what larger pages are made of, where memory is scarce, and those are free blocks of the kernel. Its own pages go to the
-    /// smallest free block of their kind; where there is none they begin the largest of another kind, and what is left of that
-    /// one is handed out last (`__rmqueue_fallback` in mm/page_alloc.c). One that is ours is not begun. And when there is
-    /// none left, CPUs have to give back all that they keep.
+    /// Where memory is scarce, and the next larger pages are blocks of the buddy allocator, adds some of those, split. The kernel
+    /// begins its largest free block when its own are full, and the rest of that block comes last
+    /// (`__rmqueue_fallback`, since Linux 6.15 `__rmqueue_claim`, in mm/page_alloc.c); a block in the pool it cannot begin. If fewer come
+    /// than were asked for, the request that failed has also emptied the lists of the CPUs, where the kernel could reclaim something.
     fn probe_whole_blocks(
         &mut self,
         probe: &mut Probe,
         size_bytes: u64,
         needed: u64,
     ) -> Result<(), Failure> {
-        let needed_bytes = needed.saturating_mul(size_bytes);
-        let is_scarce = self.limits.share_bytes < needed_bytes.saturating_mul(FACTOR_AUTO);
         let Some(larger_bytes) = next_larger(size_bytes)? else {
             return Ok(());
         };
-        if !is_scarce || hugepages::is_gigantic(larger_bytes) {
+        let needed_bytes = needed.saturating_mul(size_bytes);
+        let larger = whole_blocks(needed_bytes, self.limits.share_bytes, larger_bytes);
+        let pool = hugepages::Pool::of_size(larger_bytes)?;
+        if larger == 0
+            || hugepages::is_gigantic(larger_bytes)
+            || !pool.demotes_to(size_bytes, self.node)
+        {
             return Ok(());
         }
-        self.empty_cpu_lists()?;
+        // Once more before memory is looked through for the second time.
+        self.store.empty_cpu_lists()?;
         check_interrupted()?;
-        let larger = needed_bytes.div_ceil(larger_bytes) + LARGE_PIECES;
-        self.probe_larger(probe, size_bytes, larger)
+        self.probe_larger(probe, size_bytes, larger)?;
+        check_interrupted()
     }
 
     /// Looks for runs among the pages of the pool, and takes those of use. Says whether the kernel shows where they
@@ -801,6 +808,18 @@ struct Completion {
     held: BTreeSet<PhysAddr>,
     /// How many larger pages, to be asked for when all else has been given back.
     larger: u64,
+}
+
+/// How many larger pages are taken before all else, where so much is needed and available, bytes; none where memory is not scarce,
+/// or they are too large for what is needed.
+fn whole_blocks(needed_bytes: u64, available_bytes: u64, larger_bytes: u64) -> u64 {
+    let larger = needed_bytes.div_ceil(larger_bytes) + LARGE_PIECES;
+    let is_scarce = available_bytes < needed_bytes.saturating_mul(FACTOR_AUTO);
+    let most_bytes = needed_bytes.saturating_mul(BLOCKS_FACTOR);
+    match is_scarce && larger.saturating_mul(larger_bytes) <= most_bytes {
+        true => larger,
+        false => 0,
+    }
 }
 
 /// With how few larger pages, `most` of them, those of a pool, `ours`, make a place, if the kernel makes them of what is `free`
@@ -1317,6 +1336,30 @@ mod tests {
             }
             assert!(found.held.is_subset(ours));
         }
+    }
+
+    #[test]
+    fn whole_blocks_come_first_only_where_memory_is_scarce_and_they_are_not_too_large() {
+        let megabytes = |needed: u64, available: u64, larger: u64| {
+            whole_blocks(needed * MEGABYTE, available * MEGABYTE, larger * MEGABYTE)
+        };
+        // As 512 MB with pages of 16 KiB have it, and 1 GiB mostly in use.
+        assert_eq!(megabytes(222, 430, 32), 9);
+        assert_eq!(megabytes(102, 160, 32), 6);
+        assert_eq!(megabytes(222, 3 * 222 - 1, 32), 9);
+        assert_eq!(megabytes(222, 3 * 222, 32), 0);
+        // Two blocks beyond what is needed would be more than as much again.
+        assert_eq!(megabytes(64, 100, 32), 4);
+        assert_eq!(megabytes(60, 100, 32), 0);
+        // Blocks of 512 MiB, as with pages of 64 KiB.
+        assert_eq!(megabytes(400, 1100, 512), 0);
+        assert_eq!(megabytes(1100, 2200, 512), 0);
+        assert_eq!(megabytes(1300, 2600, 512), 5);
+        assert_eq!(whole_blocks(0, 0, 32 * MEGABYTE), 0);
+        assert_eq!(
+            whole_blocks(u64::MAX, 0, 2),
+            u64::MAX / 2 + 1 + LARGE_PIECES
+        );
     }
 
     #[test]
