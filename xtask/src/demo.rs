@@ -31,13 +31,22 @@ impl Wish {
     fn command(&self) -> String {
         let kernel = self.kernel.as_ref().map_or_else(
             || format!("--to {}", self.to),
-            |path| format!("--kernel {}", path.display()),
+            |path| format!("--kernel {}", quoted(&path.display().to_string())),
         );
         let strategy = self.strategy.word();
         format!(
             "cargo xtask demo --from {} {kernel} --strategy {strategy}",
             self.from
         )
+    }
+}
+
+/// A word as a shell takes it, whatever is in it.
+fn quoted(word: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+=:,@%".contains(letter);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 
@@ -193,6 +202,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn what_is_to_be_repeated_can_be_pasted() {
+        for (word, expected) in [
+            ("/boot/vmlinuz-6.12+deb13", "/boot/vmlinuz-6.12+deb13"),
+            ("a b", "'a b'"),
+            ("it's", "'it'\\''s'"),
+            ("$HOME;ls", "'$HOME;ls'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(word), expected);
+        }
+    }
 
     #[test]
     fn the_story_leaves_out_what_kernels_say() {

@@ -38,7 +38,7 @@ pub(crate) struct Debugger {
 impl Debugger {
     /// Connects, as soon as QEMU has opened its socket, and learns the registers' numbers.
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
-        let stream = qmp::connect_when_there(socket)?;
+        let stream = qmp::connect_when_there(socket, || Ok(()))?;
         stream
             .set_read_timeout(Some(ANSWER_DEADLINE))
             .context("cannot set a time limit")?;

@@ -472,7 +472,7 @@ pub(crate) fn run(lab: &Lab, names: &[String]) -> Result<()> {
         wanted.push(recipe(name).with_context(|| {
             let names: Vec<_> = RECIPES.iter().map(|recipe| recipe.name).collect();
             format!(
-                "no kernel that is built here is called {name}; there are: {}",
+                "no kernel that is built here is called '{name}'; there are: {}",
                 names.join(", ")
             )
         })?);

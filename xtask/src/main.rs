@@ -34,6 +34,8 @@ mod toolchain;
 mod watchdog;
 mod witness;
 
+use std::io::{self, Write};
+use std::panic;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -79,7 +81,7 @@ enum Task {
         #[arg(long, default_value = "6.12", value_name = "NAME")]
         to: String,
         /// Your own arm64 Image instead, with the PL011 console and initramfs support built in
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "to")]
         kernel: Option<PathBuf>,
         /// How the payload reaches its place
         #[arg(long, default_value = "auto")]
@@ -135,7 +137,24 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// What `print!` panics with where nobody reads its output any more, or there is no room for it.
+const OUTPUT_PANIC: &str = "failed printing to stdout";
+
+/// That end is nobody's mistake here: one line says it, not a backtrace. Machines end with it as with any other.
+fn be_brief_about_closed_output() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        match info.payload().downcast_ref::<String>() {
+            Some(text) if text.starts_with(OUTPUT_PANIC) => {
+                let _ = writeln!(io::stderr(), "error: {text}");
+            }
+            _ => usual(info),
+        }
+    }));
+}
+
 fn main() -> ExitCode {
+    be_brief_about_closed_output();
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         // Not by returning the error: that would print a backtrace, which says nothing to a user.
@@ -149,6 +168,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<()> {
     let lab = lab::Lab::locate()?;
     qemu::check_slowdown()?;
+    toolchain::check_qemu()?;
     match arguments.command {
         Task::Setup => setup::run(&lab),
         Task::Build { fault_injection } => build::run(&lab, fault_injection),

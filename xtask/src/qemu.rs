@@ -22,6 +22,8 @@ use crate::toolchain::QemuSystem;
 
 /// Multiplies every deadline, for machines that are slow or busy.
 const SLOWDOWN_VARIABLE: &str = "KLEAP_LAB_SLOWDOWN";
+/// Most that deadlines can be multiplied by: minutes become days.
+const SLOWDOWN_MAX: f64 = 1000.0;
 /// A panic that a script has made on purpose, for a crash kernel: what matters is what comes after it.
 const WANTED_PANIC: &str = "Kernel panic - not syncing: sysrq triggered crash";
 /// Lines that no kernel of the lab prints while it works.
@@ -173,13 +175,20 @@ impl Machine {
             }
         });
         let socket = descriptor_path(&run_handle, "qmp");
-        let qmp = match Qmp::connect(&socket) {
+        let connected = Qmp::connect(&socket, || match child.try_wait() {
+            Ok(Some(status)) => bail!("it ended with {status}"),
+            _ => Ok(()),
+        });
+        let qmp = match connected {
             Ok(qmp) => qmp,
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 let text = fs::read_to_string(run_directory.join("stderr")).unwrap_or_default();
-                return Err(error.context(format!("QEMU did not start: {}", text.trim())));
+                return Err(match text.trim() {
+                    "" => error.context("QEMU did not start"),
+                    text => error.context(format!("QEMU did not start: {text}")),
+                });
             }
         };
         Ok(Self {
@@ -401,8 +410,8 @@ fn read_slowdown() -> Result<f64> {
     };
     text.parse::<f64>()
         .ok()
-        .filter(|value| value.is_finite() && *value >= 1.0)
-        .with_context(|| format!("{SLOWDOWN_VARIABLE}={text}: a number from 1 on"))
+        .filter(|value| (1.0..=SLOWDOWN_MAX).contains(value))
+        .with_context(|| format!("{SLOWDOWN_VARIABLE}={text}: a number from 1 to {SLOWDOWN_MAX}"))
 }
 
 /// Refuses a slowdown that is none, before anything is built.

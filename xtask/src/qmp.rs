@@ -36,9 +36,9 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects, as soon as QEMU has opened its socket.
-    pub(crate) fn connect(socket: &Path) -> Result<Self> {
-        let stream = connect_when_there(socket)?;
+    /// Connects, as soon as QEMU has opened its socket; `check` says why that will not be.
+    pub(crate) fn connect(socket: &Path, check: impl FnMut() -> Result<()>) -> Result<Self> {
+        let stream = connect_when_there(socket, check)?;
         let reader = stream.try_clone().context("cannot share the QMP socket")?;
         let (answer_sender, answers) = mpsc::channel();
         let (event_sender, events) = mpsc::channel();
@@ -119,8 +119,11 @@ fn read_messages(reader: UnixStream, answers: Sender<Value>, events: Sender<Even
     });
 }
 
-/// Connects to a socket that is about to be opened.
-pub(crate) fn connect_when_there(socket: &Path) -> Result<UnixStream> {
+/// Connects to a socket that is about to be opened, unless `check` fails meanwhile.
+pub(crate) fn connect_when_there(
+    socket: &Path,
+    mut check: impl FnMut() -> Result<()>,
+) -> Result<UnixStream> {
     let began = Instant::now();
     loop {
         match UnixStream::connect(socket) {
@@ -128,7 +131,10 @@ pub(crate) fn connect_when_there(socket: &Path) -> Result<UnixStream> {
             Err(error) if began.elapsed() > ANSWER_DEADLINE => {
                 return Err(error).context("QEMU does not open its socket");
             }
-            Err(_) => thread::sleep(RETRY_INTERVAL),
+            Err(_) => {
+                check()?;
+                thread::sleep(RETRY_INTERVAL);
+            }
         }
     }
 }

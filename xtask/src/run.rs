@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -778,7 +779,12 @@ fn remove_leftovers(lab: &Lab) -> Result<()> {
             } else {
                 fs::remove_file(&path)
             };
-            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+            // Another instance may have removed it meanwhile.
+            if let Err(error) = removed
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
         }
     }
     Ok(())

@@ -144,7 +144,7 @@ pub(crate) fn known_name(name: &str) -> Result<&'static str> {
     let known = names.iter().copied().find(|known| *known == name);
     known.with_context(|| {
         format!(
-            "no kernel is called {name}; there are: {}",
+            "no kernel is called '{name}'; there are: {}",
             names.join(", ")
         )
     })

@@ -44,6 +44,21 @@ pub(crate) struct QemuSystem {
     pub(crate) words: Vec<String>,
 }
 
+/// Refuses a program of the user's that is no emulator, before anything is built.
+pub(crate) fn check_qemu() -> Result<()> {
+    let Ok(program) = env::var(QEMU_VARIABLE) else {
+        return Ok(());
+    };
+    let said = Command::new(&program).arg("--version").output();
+    let said = said.with_context(|| format!("{QEMU_VARIABLE}={program}: cannot start it"))?;
+    ensure!(
+        String::from_utf8_lossy(&said.stdout).contains("QEMU emulator"),
+        "{QEMU_VARIABLE}={program}: no QEMU, by what it says to --version ({})",
+        said.status
+    );
+    Ok(())
+}
+
 /// The emulator of whole arm64 machines.
 pub(crate) fn qemu_system(lab: &Lab) -> Result<QemuSystem> {
     if let Ok(program) = env::var(QEMU_VARIABLE) {

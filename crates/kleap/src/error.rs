@@ -15,13 +15,15 @@ Exit codes:
   4  this machine or this kernel cannot do it
   5  not permitted (privileges, lockdown, sysctl)
   6  not enough memory (for the payload, or for kexec_load's own tables), or not in one piece
-  7  nothing is loaded; for report: this kernel was not started by kleap
+  7  nothing is loaded (exec; status and unload say so and succeed); for report: this kernel
+     was not started by kleap
   8  what was loaded is no longer what it was: load again
   129, 130, 143  ended by SIGHUP, SIGINT (Ctrl-C), SIGTERM
 check has codes of its own: 0 ready, 1 limited, 2 cannot (kleap check --help)
 
 On every code but 0 what was loaded before still is, and nothing else has changed. (If exec gets as
-far as reboot(2) and that refuses, a kernel that another program had loaded for kexec is gone.)";
+far as reboot(2) and that refuses, a kernel that another program had loaded for kexec is gone; a
+crash kernel is, if the kernel refuses the next one at the very last.)";
 
 /// Says so if somebody has asked this command to end ([`interrupts`]).
 ///
