@@ -147,7 +147,10 @@ impl Story {
         }
         let Some(said) = run::lab_value(line, "") else {
             let shown = self.in_command && !run::is_kernel_message(&line.text);
-            return shown.then(|| format!("  {}", shortened(&line.text)));
+            return shown.then(|| match is_reason(&line.text) {
+                true => format!("  {}", line.text),
+                false => format!("  {}", shortened(&line.text)),
+            });
         };
         self.in_command = false;
         if let Some(command) = said.strip_prefix("run ") {
@@ -186,6 +189,12 @@ impl Story {
         self.clear();
         let _ = io::stdout().flush();
     }
+}
+
+/// Whether the command says something that may be why it failed, and what to do: its end must not be missing. What it says last
+/// names the next kernel as that names itself.
+fn is_reason(text: &str) -> bool {
+    text.starts_with("kleap: ") && !text.starts_with("kleap: entering ")
 }
 
 /// A line that fits a terminal, and says where it was cut.
@@ -235,6 +244,15 @@ mod tests {
             "$ kleap load a"
         );
         assert_eq!(told("placed 3 pieces").unwrap(), "  placed 3 pieces");
+        let long = "x".repeat(SHOWN_COLUMNS);
+        assert_eq!(
+            told(&format!("kleap: {long}: do this")).unwrap(),
+            format!("  kleap: {long}: do this")
+        );
+        for said in ["placed", "kleap: entering"] {
+            let told = told(&format!("{said} {long}")).unwrap();
+            assert_eq!(told.len(), 2 + SHOWN_COLUMNS + 4, "{told}");
+        }
         assert_eq!(told("[    2.000000] noise"), None);
         assert_eq!(told("KLEAP-LAB: exit 0"), None);
         assert_eq!(told("anything"), None);
