@@ -376,6 +376,16 @@ impl<'a> Search<'a> {
         probe.give_back_last(&mut self.pool(size_bytes))
     }
 
+    /// The next larger size, bytes, if the kernel can split its pages into such of `size_bytes`.
+    fn split_from(&self, size_bytes: u64) -> Result<Option<u64>, Failure> {
+        let Some(larger_bytes) = next_larger(size_bytes)? else {
+            return Ok(None);
+        };
+        let pool = hugepages::Pool::of_size(larger_bytes)?;
+        let splits = pool.demotes_to(size_bytes, self.node);
+        Ok(splits.then_some(larger_bytes))
+    }
+
     /// Adds pages that are made of up to `larger` larger ones, if enough is left beside them.
     fn probe_larger(
         &mut self,
@@ -399,16 +409,12 @@ impl<'a> Search<'a> {
         size_bytes: u64,
         needed: u64,
     ) -> Result<(), Failure> {
-        let Some(larger_bytes) = next_larger(size_bytes)? else {
+        let Some(larger_bytes) = self.split_from(size_bytes)? else {
             return Ok(());
         };
         let needed_bytes = needed.saturating_mul(size_bytes);
         let larger = whole_blocks(needed_bytes, self.limits.share_bytes, larger_bytes);
-        let pool = hugepages::Pool::of_size(larger_bytes)?;
-        if larger == 0
-            || hugepages::is_gigantic(larger_bytes)
-            || !pool.demotes_to(size_bytes, self.node)
-        {
+        if larger == 0 || hugepages::is_gigantic(larger_bytes) {
             return Ok(());
         }
         // Once more before memory is looked through for the second time.
@@ -490,13 +496,11 @@ impl<'a> Search<'a> {
         size_bytes: u64,
         needed: u64,
     ) -> Result<Option<Completion>, Failure> {
-        let Some(larger_bytes) = next_larger(size_bytes)? else {
+        let Some(larger_bytes) = self.split_from(size_bytes)? else {
             return Ok(None);
         };
         // Of other pages the kernel hands out whichever comes first.
-        let is_known = hugepages::is_gigantic(larger_bytes);
-        let pool = hugepages::Pool::of_size(larger_bytes)?;
-        if self.is_late() || !is_known || !pool.demotes_to(size_bytes, self.node) {
+        if self.is_late() || !hugepages::is_gigantic(larger_bytes) {
             return Ok(None);
         }
         let stays = |page: &PhysAddr| self.stays(*page, size_bytes);
